@@ -1,0 +1,37 @@
+# make demo               train everything on the toy world and draw samples
+# make test               the tests and the notebooks
+# make demo PYTHON=python3   use an environment that is already there, instead of .venv
+.PHONY: demo test slow lint checkpoints notebooks assignments site clean
+
+ifdef PYTHON
+PY := $(PYTHON)
+READY :=
+else
+PY := .venv/bin/python
+READY := .venv/ready
+endif
+BASE := $(firstword $(foreach p,python3.12 python3.11 python3,$(if $(shell $(p) -c "import sys; assert sys.version_info >= (3, 11)" 2>/dev/null && echo yes),$(p))))
+
+demo: $(READY)
+	$(PY) -m minidalle demo
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -p no:cacheprovider -o addopts= --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=300 -q notebooks
+
+slow: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m slow
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+.venv/ready: requirements.txt pyproject.toml
+	@test -n "$(BASE)" || { echo "minidalle needs Python 3.11 or newer on the PATH"; exit 1; }
+	$(BASE) -m venv .venv
+	$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,306 @@
+"""The command line: `python -m minidalle VERB --preset NAME section.field=value …`.
+
+Each verb does one stage's work in the folder of a run and ends by saying what it wrote and what
+to run next. A mistake in the call is one line on stderr and exit status 2.
+"""
+
+import argparse
+from pathlib import Path
+
+from minidalle.config import PRESETS
+
+SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
+EXAMPLES = {
+    "data": "python -m minidalle data --preset toy",
+    "tokenizer": "python -m minidalle tokenizer --preset toy tokenizer.vocab_size=512",
+    "dvae": "python -m minidalle dvae --preset toy train_dvae.steps=500",
+    "dalle": "python -m minidalle dalle --preset toy dalle.n_layers=6 --run runs/deeper",
+    "clip": "python -m minidalle clip --preset toy",
+    "generate": 'python -m minidalle generate "a small red heart on a navy background" -n 8 '
+    "--out hearts.png",
+    "evaluate": "python -m minidalle evaluate --preset toy",
+    "plan": "python -m minidalle plan --preset 12b --gpus 64 --batch 1024",
+    "demo": "python -m minidalle demo",
+}
+HELP = {
+    "data": "find or download the data set, show what is in it",
+    "tokenizer": "learn the byte-pair tokenizer from the captions",
+    "dvae": "train the discrete VAE, or convert the released one (--from-openai)",
+    "dalle": "train the transformer over text and image tokens",
+    "clip": "train the reranker",
+    "generate": "draw pictures for a caption",
+    "evaluate": "measure a run, or prepare a blind vote between two (--vote)",
+    "plan": "what a preset needs: parameters, memory, time",
+    "demo": "all stages in a row on the toy world, then a sheet of samples",
+}
+STAGES = ("tokenizer", "dvae", "dalle", "clip")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """One parser for each verb; what they share is added to each."""
+    parser = argparse.ArgumentParser(
+        prog="python -m minidalle", description="DALL-E from scratch, stage by stage."
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, text in HELP.items():
+        sub = verbs.add_parser(
+            verb, help=text, description=text[0].upper() + text[1:] + ".",
+            epilog=f"example: {EXAMPLES[verb]}",
+        )  # fmt: skip
+        _add_common(sub)
+        if verb in ("tokenizer", "dvae", "dalle", "clip", "demo"):
+            sub.add_argument("--fresh", action="store_true", help="train again from the start")
+        if verb in ("data", "tokenizer", "dvae", "dalle", "clip", "evaluate"):
+            sub.add_argument("--data", metavar="FOLDER", help="your own pictures with captions")
+        if verb in ("dvae", "dalle", "clip"):
+            sub.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard")
+            _add_scale(sub)
+    _add_special(verbs.choices)
+    return parser
+
+
+def _add_common(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--preset", default="toy", help=f"one of {', '.join(PRESETS)} (default toy)")
+    sub.add_argument("--run", help="folder of the run (default runs/PRESET)")
+    sub.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
+    sub.add_argument("--seed", type=int, default=0, help="of every random choice (default 0)")
+    sub.add_argument("--threads", type=int, help="CPU threads (default half the cores)")
+
+
+def _add_scale(sub: argparse.ArgumentParser) -> None:
+    scale = sub.add_argument_group("under torchrun only")
+    scale.add_argument("--nodes", type=int, help="machines (default as torchrun says)")
+    scale.add_argument(
+        "--compress", type=int, default=0, metavar="RANK",
+        help="PowerSGD between machines; -1 is the paper's rank (default 0: off)",
+    )  # fmt: skip
+    scale.add_argument(
+        "--update-in-backward", action="store_true", help="free each gradient at once"
+    )
+    scale.add_argument("--float16", action="store_true", help="the paper's per-block scaling")
+
+
+def _add_special(verbs: dict[str, argparse.ArgumentParser]) -> None:
+    verbs["dvae"].add_argument(
+        "--from-openai", nargs=2, metavar=("ENCODER", "DECODER"), help="the released .pkl files"
+    )
+    generate = verbs["generate"]
+    generate.add_argument("caption", help="what to draw")
+    generate.add_argument("-n", type=int, default=8, help="pictures to keep (default 8)")
+    generate.add_argument("--candidates", type=int, help="draw so many, keep the best n by CLIP")
+    generate.add_argument("--temperature", type=float, default=1.0)
+    generate.add_argument("--top-k", type=int)
+    generate.add_argument("--top-p", type=float)
+    generate.add_argument("--guidance", type=float, default=1.0)
+    generate.add_argument("--out", default="samples.png", help="a .png file (default samples.png)")
+    evaluate = verbs["evaluate"]
+    evaluate.add_argument("--vote", nargs=2, metavar=("RUN_A", "RUN_B"), help="a blind vote page")
+    evaluate.add_argument("-n", type=int, default=256, help="captions of each kind (default 256)")
+    plan = verbs["plan"]
+    plan.add_argument("--gpus", type=int, default=1)
+    plan.add_argument("--batch", type=int, help="sequences per update (default the preset's)")
+    plan.add_argument("--card", type=float, metavar="GB", help="memory of one GPU")
+    for verb, sub in verbs.items():
+        if verb != "generate":
+            sub.add_argument("overrides", nargs="*", metavar="section.field=value")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb. Returns the exit status: 0, 2 for a mistake in the call, 130 for Ctrl-C."""
+    args = build_parser().parse_args(argv)
+    try:
+        _set_up(args)
+        VERBS[args.verb](args)
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop or 'stopped'}", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("MINIDALLE_TRACEBACK"):
+            raise
+        print(f"minidalle {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _set_up(args: argparse.Namespace) -> None:
+    cores = os.cpu_count() or 1
+    threads = args.threads if args.threads is not None else max(1, cores // 2)
+    if threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {threads}")
+    if args.threads is not None or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads)
+    if args.seed < 0:
+        raise ValueError(f"--seed must not be negative, got {args.seed}")
+    try:
+        torch.empty(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {args.device} cannot be used here: {reason}") from None
+
+
+def _config(args: argparse.Namespace) -> Config:
+    extra = [f"seed={args.seed}"]
+    if getattr(args, "data", None):
+        extra += ["data.name=folder", f"data.folder={args.data}"]
+    return get_config(args.preset, [*args.overrides, *extra])
+
+
+def _run_folder(args: argparse.Namespace) -> Path:
+    return Path(args.run or Path("runs") / args.preset)
+
+
+def _options(args: argparse.Namespace) -> str:
+    """The options to repeat in the command that comes next."""
+    run = f" --run {args.run}" if args.run else ""
+    return f"--preset {args.preset}{run}"
+
+
+def run_data(args: argparse.Namespace) -> None:
+    """Load both splits, draw a sheet of pictures with captions."""
+    config, run = _config(args), _run_folder(args)
+    train, test = data.load(config, "train"), data.load(config, "test")
+    some = range(min(24, len(train)))
+    images = torch.stack([train[i][0] for i in some]).float() / 255
+    captions = [train[i][1] for i in some]
+    figure = plot.show_captioned(images, captions)
+    path = plot.save(figure, run / "data.png")
+    print(f"{len(train)} training and {len(test)} test pictures of {config.data.name!r}.")
+    print(f"Wrote {path}. Next: python -m minidalle tokenizer {_options(args)}")
+
+
+def run_tokenizer(args: argparse.Namespace) -> None:
+    """Learn the byte-pair merges, unless they are there already."""
+    config, run = _config(args), _run_folder(args)
+    path = run / "tokenizer" / "tokenizer.json"
+    if args.fresh or not stages.finished(run, "tokenizer", config):
+        tokenizer = stages.train_tokenizer(config, run)
+        print(f"Wrote {path}: {tokenizer.vocab_size} tokens.", end=" ")
+    else:
+        print(f"{path} is there already.", end=" ")
+    print(f"Next: python -m minidalle dvae {_options(args)}")
+
+
+def run_model(args: argparse.Namespace) -> None:
+    """Train the dVAE, the transformer or CLIP; under torchrun over several processes."""
+    stage = args.verb
+    if getattr(args, "from_openai", None):
+        return _convert_openai(args)
+    config, run = _config(args), _run_folder(args)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return _run_sharded(args, config, run)
+    began = time.monotonic()
+    if not args.fresh and stages.finished(run, stage, config):
+        print(f"{run / stage} is finished already.", end=" ")
+    else:
+        metrics = stages.train_stage(
+            config, stage, run, args.device, fresh=args.fresh, tensorboard=args.tensorboard
+        )
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith("test_"))
+        seconds = time.monotonic() - began
+        print(f"Wrote {run / stage / 'model.safetensors'} in {seconds:.0f} s: {shown}.", end=" ")
+    print(f"Next: {_next_command(stage, args)}")
+
+
+def _run_sharded(args: argparse.Namespace, config: Config, run: Path) -> None:
+    """Train one stage over the processes that torchrun started."""
+    from minidalle.scale import launch  # the only way to torch.distributed
+
+    launch.train_stage(
+        config, args.verb, run, args.device, fresh=args.fresh, tensorboard=args.tensorboard,
+        nodes=args.nodes, compress=args.compress, update_in_backward=args.update_in_backward,
+        float16=args.float16,
+    )  # fmt: skip
+    if launch.is_main():
+        print(f"Wrote {run / args.verb}. Next: {_next_command(args.verb, args)}")
+    launch.finish()
+
+
+def _next_command(stage: str, args: argparse.Namespace) -> str:
+    following = dict(zip(STAGES, STAGES[1:], strict=False))
+    if stage in following:
+        return f"python -m minidalle {following[stage]} {_options(args)}"
+    return f'python -m minidalle generate "{demo.CAPTIONS[0]}" {_options(args)}'
+
+
+def _convert_openai(args: argparse.Namespace) -> None:
+    from minidalle.openai_dvae import convert  # reads pickles; nothing else needs it
+
+    folder = _run_folder(args) / "dvae"
+    convert(*args.from_openai, folder)
+    print(f"Wrote {folder / 'model.safetensors'}: the released dVAE, 8192 codes.")
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    """Draw candidates, keep the best, write a sheet."""
+    from minidalle.generate import Pipeline
+
+    if Path(args.out).suffix.lower() != ".png":
+        raise ValueError(f"--out must end in .png, got {args.out!r}")
+    run = _find_run(args)
+    pipeline = Pipeline.load(run, device=args.device)
+    generator = torch.Generator().manual_seed(args.seed)
+    images, scores = pipeline.generate(
+        args.caption, n=args.n, candidates=args.candidates, temperature=args.temperature,
+        top_k=args.top_k, top_p=args.top_p, guidance=args.guidance, generator=generator,
+    )  # fmt: skip
+    figure = plot.show_images(images.cpu(), title=args.caption, side=1.1)
+    path = plot.save(figure, args.out)
+    shown = ", ".join(f"{s:.3f}" for s in scores.tolist())
+    print(f"Wrote {path}: {len(images)} pictures from {run}, best first; CLIP scores {shown}.")
+
+
+def _find_run(args: argparse.Namespace) -> Path:
+    """The run named by --run, or runs/PRESET, or the checkpoints that ship with the code."""
+    folder = _run_folder(args)
+    if args.run or (folder / "dalle" / "model.safetensors").is_file():
+        return folder
+    shipped = SHIPPED / args.preset
+    if shipped.is_dir():
+        return shipped
+    raise stages.MissingStage(
+        f"no trained run in {folder}: train one with `python -m minidalle tokenizer "
+        f"--preset {args.preset}` and the verbs after it, or name one with --run"
+    )
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    """Measure a run, or write the page of a blind vote."""
+    if args.vote:
+        return demo.write_vote(args.vote, args.n)
+    run = _find_run(args)
+    demo.evaluate(run, SHIPPED / "toy" / "judge", n=args.n, seed=args.seed, device=args.device)
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    """Print what a preset needs."""
+    from minidalle.scale import plan
+
+    config = _config(args)
+    if args.card is not None:
+        print(plan.card_table(config, args.card))
+    else:
+        print(plan.table(plan.plan(config, gpus=args.gpus, batch=args.batch)))
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    """All stages on the toy world, then samples."""
+    if PRESETS.get(args.preset) and get_config(args.preset).data.name != "shapes":
+        raise ValueError(f"the demo draws the toy world; --preset {args.preset} is another one")
+    demo.run(_config(args), _run_folder(args), SHIPPED / "toy" / "judge", args.device, args.fresh)
+
+
+VERBS = {
+    "data": run_data,
+    "tokenizer": run_tokenizer,
+    "dvae": run_model,
+    "dalle": run_model,
+    "clip": run_model,
+    "generate": run_generate,
+    "evaluate": run_evaluate,
+    "plan": run_plan,
+    "demo": run_demo,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Cut a square out of a picture: the paper's two random crops, and the plain one in the middle.
+
+H W pixels of the picture, S side of its largest square, T side after the shrinking.
+Pictures are uint8 (3, H, W). A picture smaller than the wanted size is enlarged to it first.
+Source: Ramesh et al. 2021, arXiv:2102.12092, listing 1 (appendix A.2) and listing 2 (B.2).
+"""
+
+import torch
+from torch import Tensor
+
+
+def area_resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Shrink by averaging: each new pixel is the mean of the rectangle that it covers.
+
+    image (…, H, W) uint8; rectangles may cut through pixels, which then count in part.
+    Returns (…, height, width) uint8, rounded.
+    """
+    if image.shape[-2:] == (height, width):
+        return image
+    means = _area_means(_area_means(image.double(), height).mT, width).mT
+    return means.round().clamp(0, 255).to(torch.uint8).contiguous()
+
+
+def _area_means(x: Tensor, size: int) -> Tensor:
+    """Return the means of x (…, H, W) over `size` equal stretches of its rows, (…, size, W)."""
+    height = x.shape[-2]
+    edges = torch.arange(size + 1, dtype=torch.float64) * height / size
+    pixel = edges.long().clamp(max=height - 1)  # (size + 1,) the pixel that each edge cuts
+    above = x.cumsum(-2) - x  # sum of all rows above
+    integral = above[..., pixel, :] + (edges - pixel)[:, None] * x[..., pixel, :]
+    return integral.diff(dim=-2) * size / height  # (…, size, W)
+
+
+def centre_crop(image: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:
+    """Cut the largest square from the middle and shrink it to (3, size, size). Draws nothing."""
+    height, width = image.shape[-2:]
+    side = min(height, width)
+    return area_resize(_square(image, (height - side) // 2, (width - side) // 2, side), size, size)
+
+
+def crop_stage_one(image: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Listing 1, for the dVAE: a square anywhere, shrunk to 9/8 to 12/8 of size, cut, flipped.
+
+    Returns (3, size, size) uint8.
+    """
+    height, width = image.shape[-2:]
+    side = min(height, width)
+    top, left = _draw(0, height - side, generator), _draw(0, width - side, generator)
+    image = _square(image, top, left, side)  # (3, S, S)
+    image = _shrink_and_cut(image, size, size * 9 // 8, size * 12 // 8, generator)
+    return image.flip(-1) if _draw(0, 1, generator) else image
+
+
+def crop_stage_two(image: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Listing 2, for the transformer: a square near the middle, shrunk to 8/8 to 9/8 of size, cut.
+
+    Never flipped, for captions speak of left and right and pictures contain writing.
+    Returns (3, size, size) uint8.
+    """
+    height, width = image.shape[-2:]
+    side = min(height, width)
+    top, left = (
+        _draw(3 * slack // 8, 5 * slack // 8, generator) for slack in (height - side, width - side)
+    )
+    image = _square(image, top, left, side)  # (3, S, S)
+    return _shrink_and_cut(image, size, size, size * 9 // 8, generator)
+
+
+def _shrink_and_cut(
+    image: Tensor, size: int, low: int, high: int, generator: torch.Generator
+) -> Tensor:
+    side = image.shape[-1]
+    shrunk = max(size, _draw(min(side, low), min(side, high), generator))
+    image = area_resize(image, shrunk, shrunk)  # (3, T, T)
+    slack = shrunk - size
+    return _square(image, _draw(0, slack, generator), _draw(0, slack, generator), size)
+
+
+def _square(image: Tensor, top: int, left: int, side: int) -> Tensor:
+    return image[..., top : top + side, left : left + side]
+
+
+def _draw(low: int, high: int, generator: torch.Generator) -> int:
+    """Return a whole number, each from low to high (included) equally likely."""
+    return int(torch.randint(low, high + 1, (), generator=generator))

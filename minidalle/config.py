@@ -1,0 +1,419 @@
+"""Every size and every training recipe, in one table of presets.
+
+Source: Ramesh et al. 2021, arXiv:2102.12092, section 2 and appendices A and B (the `12b` row).
+"""
+
+import dataclasses
+import types
+import typing
+from ast import literal_eval
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which captioned pictures. image_size in pixels per side."""
+
+    name: str = "shapes"  # 'shapes' 'mnist' 'fashion_mnist' 'cifar' 'emoji' 'folder'
+    folder: str = ""  # for 'folder': your own pictures
+    image_size: int = 32
+    n_train: int = 20_000  # pictures to draw, for the worlds that are drawn ('shapes', 'mnist')
+    n_test: int = 2_000
+    augment: bool = False  # the paper's random crops (listings 1 and 2)
+    min_caption: int = 0  # characters; shorter captions are skipped (section 2.3)
+    max_aspect: float = 0.0  # 2.0 keeps aspect ratios in [1/2, 2] (appendix C); 0 keeps all
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Byte-pair encoding (section 2.2). dropout: share of merges skipped in training."""
+
+    vocab_size: int = 16_384
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class DVAEConfig:
+    """The discrete VAE (appendix A). Its tokens form a grid of image_size / 2**n_pools per side."""
+
+    image_size: int = 256
+    n_hid: int = 256  # width of the first encoder group; doubles in each further group
+    n_blocks: int = 2  # residual blocks per group
+    n_pools: int = 3  # halvings of the side; there are n_pools + 1 groups
+    vocab_size: int = 8192
+    n_init: int = 128  # width of a code vector
+    beta: float = 6.6  # weight of the KL term, in the paper's normalisation
+    beta_steps: int = 5_000
+    tau: float = 1 / 16  # final temperature; starts at 1
+    tau_steps: int = 150_000
+    min_log_b: float | None = None  # floor on ln b, for flat drawings; None is the paper
+
+    @property
+    def grid(self) -> int:
+        """Image tokens per side."""
+        return self.image_size // 2**self.n_pools
+
+
+@dataclass(frozen=True)
+class DALLEConfig:
+    """The prior over text and image tokens (section 2.2, appendix B)."""
+
+    text_vocab: int = 16_384
+    text_len: int = 256  # text states: start-of-text and up to text_len - 1 caption tokens
+    image_vocab: int = 8192
+    grid: int = 32
+    n_layers: int = 64
+    n_heads: int = 62
+    head_dim: int = 64
+    kernel: int = 11  # side of the convolution mask in the last layer
+    text_weight: float = 1 / 8  # the image loss weighs 1 - text_weight
+    caption_dropout: float = 0.0  # share of captions emptied in training, for guidance
+    attention: str = "auto"  # how masks are executed: 'auto' 'dense' 'gathered' 'flex'
+    checkpointing: bool = False  # recompute each block's activations in the backward pass
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream, d."""
+        return self.n_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """Two towers (Radford et al. 2021). vocab_size counts start- and end-of-text, its last two."""
+
+    image_size: int = 224
+    patch_size: int = 32
+    vision_width: int = 768
+    vision_layers: int = 12
+    vision_heads: int = 12
+    vocab_size: int = 49_408
+    context_length: int = 77
+    text_width: int = 512
+    text_layers: int = 12
+    text_heads: int = 8
+    embed_dim: int = 512
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How one stage is trained. All durations in updates."""
+
+    steps: int
+    batch_size: int  # examples per update, over all processes
+    lr: float
+    lr_end: float = 0.0
+    warmup: int = 0  # linear from 0
+    halve_at: tuple[int, ...] = ()  # instead of the cosine: halve the rate at these updates
+    lr_steps: int = 0  # length of the cosine; 0 means `steps`
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0  # of the whole gradient; 0 is off
+    clip_variance: float = 0.0  # of Adam's second moment; 0 is off
+    ema_decay: float = 0.999
+    ema_every: int = 1
+    accumulate: int = 1  # parts a batch is split into
+    precision: str = "float32"  # 'float32' 'bfloat16'
+    log_every: int = 50
+    eval_every: int = 500
+    save_every: int = 500
+    keep: int = 2  # newest checkpoints kept
+
+
+@dataclass(frozen=True)
+class Config:
+    """One preset: everything that `python -m minidalle` needs to know."""
+
+    preset: str
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    dvae: DVAEConfig
+    dalle: DALLEConfig
+    clip: CLIPConfig
+    train_dvae: TrainConfig
+    train_dalle: TrainConfig
+    train_clip: TrainConfig
+    seed: int = field(default=0)
+
+
+TOY = Config(
+    preset="toy",
+    data=DataConfig(),
+    tokenizer=TokenizerConfig(vocab_size=512),
+    dvae=DVAEConfig(
+        image_size=32,
+        n_hid=64,
+        n_blocks=1,
+        n_pools=2,
+        vocab_size=256,
+        n_init=64,
+        beta=0.96,
+        beta_steps=300,
+        tau=1 / 4,
+        tau_steps=1000,
+        min_log_b=0.0,
+    ),
+    dalle=DALLEConfig(
+        text_vocab=512,
+        text_len=32,
+        image_vocab=256,
+        grid=8,
+        n_layers=4,
+        n_heads=4,
+        head_dim=32,
+        kernel=3,
+    ),
+    clip=CLIPConfig(
+        image_size=32,
+        patch_size=4,
+        vision_width=96,
+        vision_layers=3,
+        vision_heads=3,
+        vocab_size=514,
+        context_length=34,
+        text_width=96,
+        text_layers=2,
+        text_heads=3,
+        embed_dim=64,
+    ),
+    train_dvae=TrainConfig(steps=1500, batch_size=16, lr=1e-3, lr_end=1e-5, weight_decay=1e-4),
+    train_dalle=TrainConfig(
+        steps=1000,
+        batch_size=32,
+        lr=1e-3,
+        lr_end=1e-5,
+        warmup=50,
+        betas=(0.9, 0.96),
+        weight_decay=4.5e-2,
+        clip_norm=4.0,
+        clip_variance=5.0,
+    ),
+    train_clip=TrainConfig(
+        steps=600, batch_size=64, lr=1e-3, lr_end=1e-5, warmup=50, betas=(0.9, 0.98), eps=1e-6,
+        weight_decay=0.2,
+    ),
+)  # fmt: skip
+
+PAPER_DVAE_TRAINING = TrainConfig(
+    steps=3_000_000,
+    batch_size=512,
+    lr=1e-4,
+    lr_end=1.25e-6,
+    lr_steps=1_200_000,
+    weight_decay=1e-4,
+    precision="bfloat16",
+    log_every=100,
+    eval_every=5_000,
+    save_every=5_000,
+)
+PAPER_DALLE_TRAINING = TrainConfig(
+    steps=430_000,
+    batch_size=1024,
+    lr=4.5e-4,
+    warmup=5_000,
+    # Five halvings by hand at plateaus; the paper does not say when, so these dates are ours.
+    halve_at=(200_000, 260_000, 310_000, 350_000, 390_000),
+    betas=(0.9, 0.96),
+    weight_decay=4.5e-2,
+    clip_norm=4.0,
+    clip_variance=5.0,
+    ema_decay=0.99,
+    ema_every=25,
+    precision="bfloat16",
+    log_every=100,
+    eval_every=5_000,
+    save_every=1_000,
+)
+PAPER_CLIP_TRAINING = TrainConfig(
+    steps=390_000,  # 32 epochs of 400 M pairs
+    batch_size=32_768,
+    lr=5e-4,
+    warmup=2_000,
+    betas=(0.9, 0.98),
+    eps=1e-6,
+    weight_decay=0.2,
+    precision="bfloat16",
+    log_every=100,
+    eval_every=5_000,
+    save_every=1_000,
+)
+
+replace = dataclasses.replace
+
+_MNIST = replace(
+    TOY,
+    preset="mnist",
+    data=DataConfig("mnist", n_train=60_000, n_test=10_000),
+    dvae=replace(TOY.dvae, min_log_b=-2.0),
+    train_dvae=replace(TOY.train_dvae, steps=4000),
+    train_dalle=replace(TOY.train_dalle, steps=4000),
+    train_clip=replace(TOY.train_clip, steps=1500),
+)
+_CIFAR = replace(
+    TOY,
+    preset="cifar",
+    data=DataConfig("cifar"),
+    dvae=replace(TOY.dvae, vocab_size=512, n_init=128, min_log_b=-3.0),
+    dalle=replace(TOY.dalle, image_vocab=512, n_layers=8, n_heads=8),
+    train_dvae=replace(TOY.train_dvae, steps=10_000),
+    train_dalle=replace(TOY.train_dalle, steps=30_000),
+    train_clip=replace(TOY.train_clip, steps=5000),
+)
+_12B = Config(
+    preset="12b",
+    data=DataConfig("folder", image_size=256, augment=True, min_caption=5, max_aspect=2.0),
+    tokenizer=TokenizerConfig(),
+    dvae=DVAEConfig(),
+    dalle=DALLEConfig(checkpointing=True),
+    clip=CLIPConfig(vocab_size=16_386, context_length=257),
+    train_dvae=PAPER_DVAE_TRAINING,
+    train_dalle=PAPER_DALLE_TRAINING,
+    train_clip=PAPER_CLIP_TRAINING,
+)
+_BASE = replace(
+    _12B,
+    preset="base",
+    dalle=replace(_12B.dalle, text_len=128, n_layers=24, n_heads=32),
+    clip=replace(_12B.clip, context_length=129),
+    train_dvae=replace(PAPER_DVAE_TRAINING, steps=300_000, batch_size=128),
+    train_dalle=replace(PAPER_DALLE_TRAINING, steps=100_000, batch_size=512, halve_at=()),
+    train_clip=replace(PAPER_CLIP_TRAINING, steps=100_000, batch_size=4096),
+)
+_SMALL = replace(
+    _BASE,
+    preset="small",
+    data=replace(_12B.data, image_size=128),
+    dvae=replace(_12B.dvae, image_size=128, n_hid=128, vocab_size=4096),
+    dalle=replace(
+        _BASE.dalle,
+        image_vocab=4096,
+        text_len=64,
+        grid=16,
+        kernel=5,
+        n_layers=12,
+        n_heads=12,
+        checkpointing=False,
+    ),
+    clip=replace(
+        _12B.clip,
+        image_size=128,
+        patch_size=16,
+        vision_width=512,
+        vision_heads=8,
+        context_length=65,
+    ),
+    train_dvae=replace(PAPER_DVAE_TRAINING, steps=100_000, batch_size=64),
+    train_dalle=replace(_BASE.train_dalle, batch_size=256),
+    train_clip=replace(_BASE.train_clip, batch_size=1024),
+)
+
+PRESETS = {c.preset: c for c in (TOY, _MNIST, _CIFAR, _SMALL, _BASE, _12B)}
+
+
+def get_config(name: str, overrides: Iterable[str] = ()) -> Config:
+    """Return preset `name` with overrides such as 'dalle.n_layers=2' applied.
+
+    Values are read as the field's type; 'none' and tuples like '(1, 2)' are understood.
+    Raises ValueError for an unknown preset, section or field, a value of the wrong type, or
+    sizes that do not fit together.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
+    config = PRESETS[name]
+    for text in overrides:
+        config = _override(config, text)
+    check_config(config)
+    return config
+
+
+def _override(config: Config, text: str) -> Config:
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"an override looks like section.field=value, got {text!r}")
+    section, dot, name = path.strip().partition(".")
+    if not dot:
+        return replace(config, **{section: _read(config, section, value, text)})
+    part = getattr(config, section, None)
+    if not dataclasses.is_dataclass(part):
+        sections = [f.name for f in dataclasses.fields(config) if f.name not in ("preset", "seed")]
+        raise ValueError(f"unknown section in {text!r}; choose from {', '.join(sections)}")
+    return replace(config, **{section: replace(part, **{name: _read(part, name, value, text)})})
+
+
+def _read(part: object, name: str, value: str, text: str) -> object:
+    """Parse `value` as the type of field `name` of dataclass `part`."""
+    kinds = typing.get_type_hints(type(part))
+    if name not in kinds or name == "preset" or dataclasses.is_dataclass(kinds[name]):
+        names = [n for n, k in kinds.items() if n != "preset" and not dataclasses.is_dataclass(k)]
+        raise ValueError(f"unknown field in {text!r}; choose from {', '.join(names)}")
+    value, kind = value.strip(), kinds[name]
+    try:
+        return _parse(value, kind)
+    except (ValueError, SyntaxError, TypeError):
+        wanted = getattr(kind, "__name__", str(kind))
+        raise ValueError(f"{text!r}: {value!r} is not a valid {wanted}") from None
+
+
+def _parse(value: str, kind: type) -> object:
+    if kind is str:
+        return value
+    if isinstance(kind, types.UnionType):  # X | None
+        inner = next(k for k in typing.get_args(kind) if k is not type(None))
+        return None if value.lower() == "none" else _parse(value, inner)
+    if kind is bool:
+        if value.lower() not in ("true", "false", "1", "0"):
+            raise ValueError
+        return value.lower() in ("true", "1")
+    if typing.get_origin(kind) is tuple:
+        items = literal_eval(value)
+        inner = typing.get_args(kind)[0]
+        if not isinstance(items, tuple) or not all(isinstance(i, int | float) for i in items):
+            raise ValueError
+        return tuple(inner(i) for i in items)
+    number = kind(value.replace("_", ""))
+    if number != number or number in (float("inf"), float("-inf")):
+        raise ValueError
+    return number
+
+
+def check_config(config: Config) -> None:
+    """Raise ValueError, naming both fields, where two sizes of a configuration do not fit."""
+    c = config
+    for section in dataclasses.fields(c):
+        part = getattr(c, section.name)
+        if dataclasses.is_dataclass(part):
+            _check_ranges(section.name, part)
+    if c.dvae.image_size % 2**c.dvae.n_pools:
+        raise ValueError(
+            f"dvae.image_size={c.dvae.image_size} is not a multiple of 2**dvae.n_pools="
+            f"{2**c.dvae.n_pools}"
+        )
+    pairs = {
+        "data.image_size": (c.data.image_size, "dvae.image_size", c.dvae.image_size),
+        "dalle.grid": (c.dalle.grid, "dvae.image_size / 2**dvae.n_pools", c.dvae.grid),
+        "dalle.image_vocab": (c.dalle.image_vocab, "dvae.vocab_size", c.dvae.vocab_size),
+        "dalle.text_vocab": (c.dalle.text_vocab, "tokenizer.vocab_size", c.tokenizer.vocab_size),
+        "clip.image_size": (c.clip.image_size, "data.image_size", c.data.image_size),
+    }
+    for name, (value, other, wanted) in pairs.items():
+        if value != wanted and not (name == "clip.image_size" and c.data.name == "folder"):
+            raise ValueError(f"{name}={value} must equal {other}={wanted}")
+
+
+def _check_ranges(section: str, part: object) -> None:
+    may_be_zero = {
+        "data": {"min_caption", "max_aspect"},
+        "tokenizer": {"dropout"},
+        "dvae": {"beta", "n_pools", "min_log_b"},
+        "dalle": {"caption_dropout", "text_weight"},
+    }.get(section, {"lr_end", "warmup", "lr_steps", "weight_decay", "clip_norm", "clip_variance",
+                    "ema_decay", "keep"})  # fmt: skip
+    for name, value in dataclasses.asdict(part).items():
+        if name == "min_log_b" or isinstance(value, str | bool | tuple | types.NoneType):
+            continue
+        if value < 0 or (value == 0 and name not in may_be_zero):
+            raise ValueError(f"{section}.{name}={value} must be positive")
+    for name in ("dropout", "caption_dropout", "text_weight", "ema_decay"):
+        if getattr(part, name, 0) > 1:
+            raise ValueError(f"{section}.{name}={getattr(part, name)} must be at most 1")

@@ -1,0 +1,131 @@
+"""One stream of text and image tokens, and the likelihood of the next of them.
+
+B batch, L caption tokens (text_len - 1), N image tokens (grid**2), T states (text_len + N),
+D width, V vocabulary.
+Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.2, appendix B and figure 10.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minidalle.config import DALLEConfig
+from minidalle.tokenizer import PAD
+from minidalle.transformer import Transformer, init_weights
+
+
+class DALLE(nn.Module):
+    """The prior: p(text, image tokens), one token after another.
+
+    The states are start-of-text, L caption tokens or pads, start-of-image and the image tokens
+    but the last. The state at image cell k predicts the token of cell k, so it carries token
+    k - 1 with the row and column of cell k. Weights are drawn from `seed` by parameter name.
+    """
+
+    def __init__(self, config: DALLEConfig, seed: int = 0):
+        super().__init__()
+        self.config = c = config
+        self.text_start = nn.Parameter(torch.empty(c.width))
+        self.image_start = nn.Parameter(torch.empty(c.width))
+        self.text_embedding = nn.Embedding(c.text_vocab, c.width)
+        self.image_embedding = nn.Embedding(c.image_vocab, c.width)
+        self.pads = nn.Embedding(c.text_len, c.width)
+        self.positions = nn.Embedding(c.text_len, c.width)
+        self.rows = nn.Embedding(c.grid, c.width)
+        self.columns = nn.Embedding(c.grid, c.width)
+        self.transformer = Transformer(c)
+        self.text_head = nn.Linear(c.width, c.text_vocab, bias=False)
+        self.image_head = nn.Linear(c.width, c.image_vocab, bias=False)
+        if not self.text_start.is_meta:
+            init_weights(self, seed)
+
+    def embed_text(self, text: Tensor) -> Tensor:
+        """text (B, L') int64 with PAD after its end -> states (B, L' + 1, D)."""
+        n = text.shape[1] + 1
+        start = self.text_start.expand(len(text), 1, -1)
+        words = self.text_embedding(text.clamp(min=0))  # (B, L', D)
+        states = torch.cat([start, words], 1) + self.positions.weight[:n]  # (B, L' + 1, D)
+        is_pad = F.pad(text == PAD, (1, 0))[:, :, None]  # (B, L' + 1, 1)
+        return torch.where(is_pad, self.pads.weight[:n], states)
+
+    def embed_image(self, tokens: Tensor) -> Tensor:
+        """The first n image tokens (B, n) int64 -> the states of cells 0 … n (B, n + 1, D)."""
+        n = tokens.shape[1] + 1
+        start = self.image_start.expand(len(tokens), 1, -1)
+        states = torch.cat([start, self.image_embedding(tokens)], 1)  # (B, n + 1, D)
+        return states + self.cells()[:n]
+
+    def cells(self) -> Tensor:
+        """Return the sum of row and column embedding of every cell, (N, D)."""
+        return (self.rows.weight[:, None] + self.columns.weight[None]).flatten(0, 1)
+
+    def forward(self, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict every token from those before it.
+
+        text: (B, L) int64, PAD after the caption's end; image: (B, N) or (B, grid, grid) int64.
+        Returns text logits (B, L, text_vocab), position i for text[:, i], and image logits
+        (B, N, image_vocab). Raises ValueError where a shape does not fit the configuration.
+        """
+        states = self.states(text, image)
+        n = self.config.text_len
+        return self.text_head(states[:, : n - 1]), self.image_head(states[:, n:])
+
+    def states(self, text: Tensor, image: Tensor) -> Tensor:
+        """Return the last states (B, T, D); arguments and errors as `forward`."""
+        c = self.config
+        image = image.flatten(1)
+        if text.shape[1:] != (c.text_len - 1,) or image.shape != (len(text), c.grid**2):
+            raise ValueError(
+                f"expected text (B, {c.text_len - 1}) and image (B, {c.grid**2}), "
+                f"got {tuple(text.shape)} and {tuple(image.shape)}"
+            )
+        stream = torch.cat([self.embed_text(text), self.embed_image(image[:, :-1])], 1)  # (B, T, D)
+        return self.transformer(stream)
+
+    def nats(self, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return -ln p of every token: text (B, L), 0 at pads, and image (B, N)."""
+        text_logits, image_logits = self(text, image)
+        return _nats(text_logits, text), _nats(image_logits, image.flatten(1))
+
+    def loss(
+        self, batch: dict[str, Tensor], step: int = 0, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted loss and its two parts, in nats per text or image token.
+
+        batch: "text" (B, L), "tokens" (B, N). Each part is a mean over all tokens of its kind.
+        In training, `caption_dropout` empties captions with draws from `generator`.
+        """
+        text, image = batch["text"], batch["tokens"]
+        w = self.config.text_weight
+        if self.training and self.config.caption_dropout:
+            device = generator.device if generator else text.device
+            draws = torch.rand(len(text), 1, generator=generator, device=device).to(text.device)
+            text = text.masked_fill(draws < self.config.caption_dropout, PAD)
+        text_nats, image_nats = self.nats(text, image)
+        text_nats = text_nats.sum() / (text != PAD).sum().clamp(min=1)
+        image_nats = image_nats.mean()
+        metrics = {"text_nats": text_nats.detach(), "image_nats": image_nats.detach()}
+        return w * text_nats + (1 - w) * image_nats, metrics
+
+    @torch.no_grad()
+    def log_likelihood(self, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ln p(text) and ln p(image | text) of each pair, two tensors (B,), in nats."""
+        text_nats, image_nats = self.nats(text, image)
+        return -text_nats.sum(1), -image_nats.sum(1)
+
+    def caption_posterior(self, texts: Tensor, image: Tensor, uniform: bool = False) -> Tensor:
+        """Return ln p(caption | image), the caption being one of texts (M, L): (M,), in nats.
+
+        image: (N,) or (grid, grid) int64. By Bayes' rule; the prior over the captions is the
+        model's own, or the same for each where `uniform`.
+        """
+        text_ln, image_ln = self.log_likelihood(texts, image.flatten().expand(len(texts), -1))
+        return (image_ln if uniform else text_ln + image_ln).log_softmax(0)
+
+
+def _nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy (B, n) float32 of logits (B, n, V) at targets (B, n); 0 where PAD."""
+    nats = F.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=PAD, reduction="none"
+    )
+    return nats.view(targets.shape)

@@ -1,0 +1,317 @@
+"""Measure a whole run: what the judge reads, what reranking gains, what a picture costs in bits.
+
+C captions, P candidates a caption, S side in pixels.
+Source: Ramesh et al. 2021, arXiv:2102.12092, section 3.1 and figure 9.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minidalle import metrics, shapes
+from minidalle.clip import pack_text
+from minidalle.dvae import codebook_use
+from minidalle.generate import Pipeline, sample
+from minidalle.judge import Judge
+
+N_FIRST = 64  # captions whose first pictures are kept, to be looked at
+
+
+@dataclass(frozen=True)
+class Cases:
+    """True pictures with captions: images (C, 3, S, S) uint8, C captions.
+
+    wanted: for each caption the attributes that it states; None where nobody knows them.
+    attributes: those of the true picture, stated or not; None likewise.
+    """
+
+    images: Tensor
+    captions: list[str]
+    wanted: list[dict[str, str]] | None = None
+    attributes: list[dict[str, str]] | None = None
+
+
+def toy_cases(n: int, seed: int = 0) -> dict[str, Cases]:
+    """Draw n unseen toy scenes of pairs seen in training, and n of held-out pairs."""
+    cases = {}
+    for name, split in (("seen", "test"), ("held_out", "held_out")):
+        scenes = shapes.draw(n, seed, split)
+        wanted = [shapes.read_caption(caption) for caption in scenes.captions]
+        cases[name] = Cases(scenes.images, scenes.captions, wanted, scenes.attributes)
+    return cases
+
+
+def cases_of(dataset, n: int) -> Cases:
+    """Take the first n pairs of a data set; its attributes, where it has them, are all stated."""
+    n = min(n, len(dataset))
+    pairs = [dataset[i] for i in range(n)]
+    attributes = [dataset.attributes(i) for i in range(n)]
+    known = None if any(a is None for a in attributes) else attributes
+    return Cases(torch.stack([p[0] for p in pairs]), [p[1] for p in pairs], known, known)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Every candidate of every caption: images (C, P, 3, S, S) uint8, CLIP scores (C, P)."""
+
+    images: Tensor
+    scores: Tensor
+
+    def first(self) -> Tensor:
+        """One sample a caption, not chosen: (C, 3, S, S) float in [0, 1]."""
+        return self.images[:, 0] / 255
+
+    def best(self) -> Tensor:
+        """The sample that CLIP likes best, of each caption: (C, 3, S, S) float in [0, 1]."""
+        return self.images[torch.arange(len(self.images)), self.scores.argmax(1)] / 255
+
+
+@torch.inference_mode()
+def draw_pool(
+    pipeline: Pipeline,
+    captions: list[str],
+    candidates: int,
+    seed: int = 0,
+    temperature: float = 1.0,
+    batch_size: int = 128,
+    progress: bool = True,
+) -> Pool:
+    """Draw `candidates` pictures for every caption and score them.
+
+    Returns scores of NaN where the pipeline has no clip. Ctrl-C is not caught: half a pool would
+    be a biased one.
+    """
+    length = pipeline.dalle.config.text_len - 1
+    text = pipeline.tokenizer.encode_batch(captions, length)  # (C, L)
+    rows = text.repeat_interleave(candidates, 0)  # (C P, L)
+    generator = torch.Generator().manual_seed(seed)
+    towards = encode_texts(pipeline, text)  # (C, E) or None
+    images, scores = [], []
+    bar = tqdm(total=len(rows), desc="candidates", disable=None if progress else True)
+    for part in rows.split(batch_size):
+        tokens = sample(pipeline.dalle, part, len(part), temperature, generator=generator)
+        drawn = pipeline.dvae.decode(tokens).float()
+        owner = torch.arange(len(part)).add(sum(map(len, images))) // candidates
+        if towards is None:
+            scores.append(torch.full((len(part),), torch.nan))
+        else:
+            scores.append((pipeline.clip.encode_image(drawn) * towards[owner]).sum(1).cpu())
+        images.append((drawn * 255).round().byte().cpu())
+        bar.update(len(part))
+    bar.close()
+    shape = (len(captions), candidates)
+    return Pool(torch.cat(images).unflatten(0, shape), torch.cat(scores).view(shape))
+
+
+def encode_texts(pipeline: Pipeline, text: Tensor) -> Tensor | None:
+    """Place padded captions (C, L) on CLIP's sphere: (C, E), or None without a clip."""
+    if pipeline.clip is None:
+        return None
+    ids = pack_text(text, pipeline.clip.config).to(pipeline.clip.logit_scale.device)
+    return torch.cat([pipeline.clip.encode_text(part) for part in ids.split(256)])
+
+
+@torch.inference_mode()
+def rebuild(pipeline: Pipeline, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Send pictures (C, 3, S, S) uint8 through the dVAE: reconstructions in [0, 1], and tokens."""
+    device = pipeline.dalle.image_start.device
+    parts = [pipeline.dvae.tokens(part.to(device) / 255) for part in images.split(256)]
+    rebuilt = [pipeline.dvae.decode(part).float().cpu() for part in parts]
+    return torch.cat(rebuilt), torch.cat(parts).cpu()
+
+
+def evaluate(
+    pipeline: Pipeline,
+    judge: Judge | None,
+    cases: Mapping[str, Cases] | None = None,
+    n: int = 256,
+    candidates: int = 16,
+    seed: int = 0,
+    temperature: float = 1.0,
+    progress: bool = True,
+) -> dict:
+    """Measure a run on kinds of captions, toy scenes of seen and held-out pairs by default.
+
+    Returns nested dicts of numbers, ready for JSON: for every kind of `cases` what `measure`
+    returns, and under "settings" how it was done. Shares carry 95% intervals over captions.
+    Raises ValueError for fewer than two captions, or when candidates < 1.
+    """
+    if candidates < 1 or n < 2:
+        raise ValueError(f"at least 1 candidate of 2 captions is needed, got {candidates=} {n=}")
+    if cases is None:
+        cases = toy_cases(n, seed)
+    kinds = {}
+    for name, some in cases.items():
+        pool = draw_pool(
+            pipeline, some.captions, candidates, seed, temperature, progress=progress
+        )
+        kinds[name] = measure(pipeline, judge, some, pool)
+    settings = {"candidates": candidates, "seed": seed, "temperature": temperature}
+    return {"settings": settings, "kinds": kinds}
+
+
+def measure(pipeline: Pipeline, judge: Judge | None, cases: Cases, pool: Pool) -> dict:
+    """Return all numbers of one kind of captions, given the candidates drawn for them.
+
+    "likelihood" and "codebook" always; "clip_score" and "best_of" with a clip; with a judge that
+    knows the attributes "true", "rebuilt", "one", "best" (accuracies), "confusion", and with any
+    judge "frechet" and "judge_score".
+    """
+    rebuilt, tokens = rebuild(pipeline, cases.images)
+    found = {
+        "n": len(cases.captions),
+        "likelihood": likelihood(pipeline, cases, tokens),
+        "codebook": codebook_use(tokens, pipeline.dvae.config.vocab_size),
+    }
+    pictures = {"rebuilt": rebuilt, "one": pool.first()}
+    if pipeline.clip is not None:
+        pictures["best"] = pool.best()
+        found["clip_score"] = clip_scores(pipeline, cases, pool)
+    if judge is not None:
+        found["frechet"] = frechet(judge, cases.images / 255, pictures)
+        found["judge_score"] = {k: judge_score(judge, x) for k, x in pictures.items()}
+        if cases.wanted is not None:
+            found |= accuracies(judge, cases, rebuilt, pool)
+    return found
+
+
+def accuracies(judge: Judge, cases: Cases, rebuilt: Tensor, pool: Pool) -> dict:
+    """Compare what the judge reads with what was asked for.
+
+    True pictures and reconstructions must show all attributes of the true picture, samples those
+    that the caption states. "one" is the mean over all candidates, which has less noise than one
+    draw; its interval counts captions, not candidates, and so is on the wide side.
+    """
+    C, P = pool.scores.shape
+    read = judge.read(pool.images.flatten(0, 1) / 255)
+    wanted = [w for w in cases.wanted for _ in range(P)]
+    marks = metrics.right(read, wanted)
+    true, again = judge.read(cases.images / 255), judge.read(rebuilt)
+    found = {
+        "true": metrics.accuracy(true, cases.attributes),
+        "rebuilt": metrics.accuracy(again, cases.attributes),
+        "one": {name: _over_pool(ms, pool, 1) for name, ms in marks.items()},
+        "confusion": {
+            name: metrics.confusion(*_asked(name, read[name], wanted)) for name in judge.values
+        },
+    }
+    if not pool.scores.isnan().any():
+        found["best"] = {name: _over_pool(ms, pool, P) for name, ms in marks.items()}
+        exact = torch.tensor(marks["exact"]).view(C, P)
+        curve = {k: metrics.best_of(pool.scores, exact, k) for k in metrics.powers_of_two(P)}
+        found["best_of"] = {str(k): metrics.estimate(v, C) for k, v in curve.items()}
+    return found
+
+
+def _asked(name: str, read: list[str], wanted: list[dict[str, str]]) -> tuple[list, list]:
+    pairs = [(r, w[name]) for r, w in zip(read, wanted, strict=True) if name in w]
+    return [r for r, _ in pairs], [w for _, w in pairs]
+
+
+def _over_pool(marks: list[int | None], pool: Pool, k: int) -> dict[str, float]:
+    """Share of right answers by the best of k, over the captions that ask for the attribute."""
+    C, P = pool.scores.shape
+    asks = torch.tensor([m is not None for m in marks]).view(C, P)[:, 0]
+    values = torch.tensor([m or 0 for m in marks]).view(C, P)[asks]
+    if k == 1:
+        return metrics.estimate(values.double().mean().item(), len(values))
+    return metrics.estimate(metrics.best_of(pool.scores[asks], values, k), len(values))
+
+
+@torch.inference_mode()
+def clip_scores(pipeline: Pipeline, cases: Cases, pool: Pool) -> dict[str, float]:
+    """Mean cosine of caption and picture: of the true picture, one sample, the best sample."""
+    length = pipeline.dalle.config.text_len - 1
+    text = encode_texts(pipeline, pipeline.tokenizer.encode_batch(cases.captions, length))
+    parts = (cases.images / 255).to(text.device).split(256)
+    true = torch.cat([pipeline.clip.encode_image(part) for part in parts])
+    return {
+        "true": (true * text).sum(1).mean().item(),
+        "one": pool.scores.mean().item(),
+        "best": pool.scores.max(1).values.mean().item(),
+    }
+
+
+@torch.inference_mode()
+def frechet(judge: Judge, true: Tensor, pictures: Mapping[str, Tensor]) -> dict[str, dict]:
+    """Toy Fréchet distance to the true pictures, by the judge's features, at each blur radius.
+
+    It is not called FID, whose features are Inception's; numbers of the two cannot be compared.
+    """
+    distances: dict[str, dict] = {name: {} for name in pictures}
+    for radius in metrics.BLUR_RADII:
+        ours = metrics.moments(judge.features(metrics.gaussian_blur(true, radius)))
+        for name, images in pictures.items():
+            theirs = metrics.moments(judge.features(metrics.gaussian_blur(images, radius)))
+            distances[name][str(radius)] = metrics.frechet_distance(ours, theirs)
+    return distances
+
+
+@torch.inference_mode()
+def judge_score(judge: Judge, images: Tensor) -> dict[str, float]:
+    """Return the inception score formula on the judge's answers, for each attribute."""
+    return {name: metrics.inception_score(x.softmax(1)) for name, x in judge(images).items()}
+
+
+@torch.inference_mode()
+def likelihood(pipeline: Pipeline, cases: Cases, tokens: Tensor) -> dict[str, float]:
+    """Bound what a caption and its picture cost: -ln p(x, y) <= -ln p(y, z) - ln p(x | z).
+
+    z = tokens (C, grid, grid), the likeliest ones, so the bound is Eq. 1 with a certain q. Pixels
+    count as 8-bit values (`metrics.pixel_nats`). bits_per_pixel is that of the picture given its
+    caption, per pixel of three values: the sum of its two parts.
+    """
+    pipe, device = pipeline, pipeline.dalle.image_start.device
+    text = pipe.tokenizer.encode_batch(cases.captions, pipe.dalle.config.text_len - 1)
+    sums = torch.zeros(3, dtype=torch.float64)  # nats of text, tokens, pixels
+    for x, z, y in zip(*(t.split(64) for t in (cases.images, tokens, text)), strict=True):
+        z = z.to(device)
+        text_ln, image_ln = pipe.dalle.log_likelihood(y.to(device), z.flatten(1))
+        mu, log_b = pipe.dvae.maps(z)
+        pixels = metrics.pixel_nats(x, mu.float().cpu(), log_b.float().cpu())
+        sums += torch.stack([-text_ln.double().sum().cpu(), -image_ln.double().sum().cpu(), pixels.sum()])
+    n_pixels = cases.images.numel() / 3
+    bits = (sums / torch.tensor(2.0).log() / n_pixels).tolist()
+    return {
+        "text_nats_per_token": (sums[0] / (text >= 0).sum()).item(),
+        "image_nats_per_token": (sums[1] / tokens.numel()).item(),
+        "bits_per_pixel_tokens": bits[1],
+        "bits_per_pixel_given_tokens": bits[2],
+        "bits_per_pixel": bits[1] + bits[2],
+    }
+
+
+ROWS = (("true pictures", "true"), ("reconstructions", "rebuilt"), ("one sample", "one"), ("best of {}", "best"))
+
+
+def table(numbers: dict) -> str:
+    """Lay the accuracies of `evaluate` out as text, percent with the interval of the last column."""
+    lines = []
+    for kind, found in numbers["kinds"].items():
+        if "one" not in found:
+            continue
+        names = list(found["one"])
+        lines.append(f"{kind.replace('_', '-'):<18}" + "".join(f"{n:>11}" for n in names))
+        for title, key in ROWS:
+            if key not in found:
+                continue
+            cells = "".join(f"{100 * found[key][n]['share']:11.1f}" for n in names)
+            last = found[key]["exact"]
+            title = title.format(numbers["settings"]["candidates"])
+            lines.append(
+                f"  {title:<16}{cells}  [{100 * last['low']:.1f}, {100 * last['high']:.1f}]"
+            )
+        lines.append(_summary(found))
+    return "\n".join(lines)
+
+
+def _summary(found: dict) -> str:
+    cost, use = found["likelihood"], found["codebook"]
+    return (
+        f"  {cost['bits_per_pixel']:.2f} bits per pixel; {cost['text_nats_per_token']:.2f} nats per "
+        f"text token, {cost['image_nats_per_token']:.2f} per image token; "
+        f"{use['codes_used']:.0f} codes in use, perplexity {use['perplexity']:.0f}"
+    )

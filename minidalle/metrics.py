@@ -1,0 +1,194 @@
+"""How good are the pictures? Numbers with their uncertainty, as functions of what was read or seen.
+
+N pictures, F features, C captions, P candidates a caption, S side in pixels.
+Source: Ramesh et al. 2021, arXiv:2102.12092, section 3.1 and figure 9; Wilson 1927 (intervals);
+Heusel et al. 2017, arXiv:1706.08500 (Fréchet distance); Salimans et al. 2016, arXiv:1606.03498
+(inception score).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minidalle.dvae import map_pixels
+
+Z95 = 1.959963984540054  # 97.5th percentile of the standard normal distribution
+BLUR_RADII = (0, 1, 2, 4, 8)
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Return Wilson's 95% interval for a share seen in n independent trials.
+
+    Unlike share +- 1.96 standard errors it stays in [0, 1], and is right at 0 and 1 too.
+    Raises ValueError unless 0 <= share <= 1 and n > 0.
+    """
+    if not 0 <= share <= 1 or n <= 0:
+        raise ValueError(f"share must be in [0, 1] and n positive, got {share=} {n=}")
+    centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
+    # At 0 and 1 one end is exact; rounding must not move it.
+    return (0.0 if share == 0 else centre - half), (1.0 if share == 1 else centre + half)
+
+
+def estimate(share: float, n: float) -> dict[str, float]:
+    """Return a share with its 95% interval, ready for JSON."""
+    low, high = wilson(share, n)
+    return {"share": share, "low": low, "high": high, "n": n}
+
+
+def right(found: Mapping[str, Sequence[str]], wanted: Sequence[Mapping[str, str]]) -> dict[str, list]:
+    """Mark each attribute of each picture: 1 right, 0 wrong, None where nothing was asked for.
+
+    found maps an attribute to what was read, one a picture; wanted has a dict for each picture.
+    "exact" is added: 1 where all that was asked for is right.
+    """
+    marks = {
+        name: [int(a == w[name]) if name in w else None for a, w in zip(read, wanted, strict=True)]
+        for name, read in found.items()
+    }
+    rows = zip(*marks.values(), strict=True)
+    return marks | {"exact": [int(0 not in row) for row in rows]}
+
+
+def accuracy(
+    found: Mapping[str, Sequence[str]], wanted: Sequence[Mapping[str, str]]
+) -> dict[str, dict[str, float]]:
+    """Return, for each attribute and for "exact", the share of right answers and its interval.
+
+    Arguments as `right`. An attribute that nothing asked for is left out.
+    """
+    marks = {name: [m for m in ms if m is not None] for name, ms in right(found, wanted).items()}
+    return {name: estimate(sum(ms) / len(ms), len(ms)) for name, ms in marks.items() if ms}
+
+
+def confusion(found: Sequence[str], wanted: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Count what became of what: table[wanted][found], with every name in every row, sorted."""
+    names = sorted({*found, *wanted})
+    table = {w: dict.fromkeys(names, 0) for w in names}
+    for f, w in zip(found, wanted, strict=True):
+        table[w][f] += 1
+    return table
+
+
+def best_of(scores: Tensor, values: Tensor, k: int) -> float:
+    """Expect what the best-scored of k candidates is worth, over all subsets of the pool.
+
+    scores, values (C, P): the reranker's score and the worth of each candidate of each caption.
+    The candidate of rank r (0 is best) leads C(P - 1 - r, k - 1) of the C(P, k) subsets of size k,
+    so every candidate counts and the estimate has no bias; k = 1 is the mean, k = P the best.
+    Returns the mean over captions. Raises ValueError unless 1 <= k <= P and no score is NaN.
+    """
+    C, P = scores.shape
+    if not 1 <= k <= P:
+        raise ValueError(f"k must be between 1 and the {P} candidates there are, got {k}")
+    if scores.isnan().any():
+        raise ValueError("a score is NaN: candidates cannot be ranked (is there a clip?)")
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    ranked = values.double().gather(1, order)  # (C, P) best-scored first
+    total = math.comb(P, k)
+    weights = [math.comb(P - 1 - r, k - 1) / total for r in range(P)]
+    return (ranked @ torch.tensor(weights, dtype=torch.float64)).mean().item()
+
+
+def powers_of_two(most: int) -> list[int]:
+    """1, 2, 4, … up to `most`: the horizontal axis of figure 9c."""
+    return [2**i for i in range(most.bit_length()) if 2**i <= most]
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean (F,) and unbiased covariance (F, F) of features (N, F), in float64.
+
+    Raises ValueError for fewer than two rows.
+    """
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"features must be (2 or more, F), got {tuple(features.shape)}")
+    features = features.double()
+    return features.mean(0), torch.cov(features.T).reshape(features.shape[1], -1)
+
+
+def frechet_distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
+    """Squared 2-Wasserstein distance of two Gaussians, each given as (mean, covariance).
+
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2). The root is taken of a symmetric matrix,
+    so no complex numbers appear, and singular covariances are welcome.
+    """
+    (m1, s1), (m2, s2) = a, b
+    values, vectors = torch.linalg.eigh(s1)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T  # S1^1/2
+    cross = torch.linalg.eigvalsh(root @ s2 @ root).clamp(min=0).sqrt().sum()
+    distance = (m1 - m2).square().sum() + s1.trace() + s2.trace() - 2 * cross
+    return max(distance.item(), 0.0)
+
+
+def inception_score(probabilities: Tensor) -> float:
+    """exp(mean KL(p(y | x) || p(y))): 1 when all pictures look alike, at most the classes.
+
+    probabilities (N, classes), rows summing to 1. Raises ValueError when they do not.
+    """
+    p = probabilities.double()
+    if not torch.allclose(p.sum(1), torch.ones(len(p), dtype=p.dtype), atol=1e-4):
+        raise ValueError("rows must be probabilities that sum to 1; give the softmax of the logits")
+    kl = torch.special.entr(p.mean(0)).sum() - torch.special.entr(p).sum(1).mean()
+    return kl.exp().item()
+
+
+def gaussian_blur(images: Tensor, radius: float) -> Tensor:
+    """Blur pictures (N, 3, S, S) by a Gaussian of standard deviation `radius` pixels; 0 is none.
+
+    The paper blurs both true and drawn pictures, since a dVAE loses detail (section 3.1).
+    Edges are repeated outwards. Raises ValueError for a negative radius.
+    """
+    if radius < 0:
+        raise ValueError(f"radius must not be negative, got {radius}")
+    if radius == 0:
+        return images
+    reach = math.ceil(4 * radius)
+    at = torch.arange(-reach, reach + 1, dtype=images.dtype, device=images.device)
+    window = torch.exp(-0.5 * (at / radius) ** 2)
+    window = (window / window.sum()).expand(images.shape[1], 1, -1)  # (3, 1, 2 reach + 1)
+    x = F.pad(images, (reach,) * 4, mode="replicate")
+    x = F.conv2d(x, window[:, :, None], groups=len(window))
+    return F.conv2d(x, window[..., None], groups=len(window))
+
+
+def pixel_nats(images: Tensor, mu: Tensor, log_b: Tensor) -> Tensor:
+    """-ln P of each 8-bit value under the logit-Laplace law, its density integrated over the value.
+
+    images (N, 3, S, S) uint8; mu, log_b the same shape. Value v owns mapped pixels from v - 1/2 to
+    v + 1/2; 0 and 255 own the tails too, so the 256 probabilities of a pixel sum to 1 and two
+    dVAEs can be compared in bits. Returns nats, the same shape, float64.
+    """
+    v = images.double()
+    low = torch.where(v > 0, torch.logit(map_pixels((v - 0.5) / 255)), -torch.inf)
+    high = torch.where(v < 255, torch.logit(map_pixels((v + 0.5) / 255)), torch.inf)
+    scale = torch.exp(-log_b.double())
+    low, high = (low - mu) * scale, (high - mu) * scale  # of the standard Laplace law
+    # Both ends on one side: exp(-near)(1 - exp(-width)) / 2, which never cancels.
+    near = torch.maximum(low, -high)
+    aside = -near + torch.log(-torch.expm1(low - high)) - math.log(2)
+    astride = torch.log1p(-0.5 * (torch.exp(-high) + torch.exp(low)))
+    return -torch.where(near > 0, aside, astride)
+
+
+def nearest_pictures(samples: Tensor, training: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+    """Find the training pictures nearest to each sample by pixels: the check against copying.
+
+    samples (N, 3, S, S) in [0, 1]; training (M, 3, S, S) uint8.
+    Returns root mean squared differences (N, k), nearest first, and row numbers (N, k).
+    """
+    x = samples.flatten(1).float()
+    parts = [torch.cdist(x, part.flatten(1).float() / 255) for part in training.split(4096)]
+    distance, index = torch.cat(parts, 1).topk(k, largest=False)
+    return distance / math.sqrt(x.shape[1]), index
+
+
+def nearest_features(samples: Tensor, training: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+    """Find the training pictures nearest to each sample by CLIP.
+
+    Both are unit vectors, (N, E) and (M, E). Returns cosines (N, k), largest first, and rows (N, k).
+    """
+    cosine, index = (samples @ training.T).topk(k)
+    return cosine, index

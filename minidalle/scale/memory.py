@@ -1,0 +1,147 @@
+"""How does a model train whose gradients and moments do not fit? Update inside the backward pass.
+
+As soon as the gradient of one parameter is complete, AdamW moves that parameter and the gradient
+is freed: gradients of one layer exist at a time. Moments are stored in bfloat16; weights in
+float32, or in bfloat16 with stochastic rounding, which keeps small updates alive on average.
+All arithmetic is float32. Per parameter: 8 bytes with float32 weights, 6 with bfloat16, against
+16 for weights, gradients and two moments in float32.
+
+Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.4 and appendix B.2 (16-bit moments, clipped
+second moment); Lv et al. 2023, arXiv:2306.09782 (updates in the backward pass).
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ..config import TrainConfig
+from ..optim import AdamW, Average, parameter_groups
+
+
+def stochastic_round(x: Tensor, bits: Tensor) -> Tensor:
+    """float32 -> bfloat16, up with probability equal to the fraction dropped: right on average.
+
+    bits: int32, uniform in [0, 2**16), the shape of x. Returns bfloat16; NaN and Inf stay so.
+    """
+    rounded = (x.view(torch.int32) + bits).bitwise_and_(-65536).view(torch.float32)
+    return torch.where(x.isfinite(), rounded, x).bfloat16()
+
+
+def _local(t: Tensor) -> Tensor:
+    return t.to_local() if isinstance(t, DTensor) else t
+
+
+class BackwardAdamW(AdamW):
+    """optim.AdamW whose updates happen during `loss.backward()`; `step()` has nothing left to do.
+
+    Set the rate before the backward pass. The norm of the whole gradient is known only when all
+    of it is gone, so clip_norm uses the norm of the update before (`end_update` measures it). A
+    parameter whose gradient is not finite stays where it is. A batch must be one backward pass:
+    there is no gradient left to accumulate.
+    Works on plain and on sharded parameters, float32 or bfloat16, on any device.
+    """
+
+    def __init__(self, groups: list[dict], config: TrainConfig, moments=torch.bfloat16, seed=0):
+        if config.accumulate > 1:
+            raise ValueError(
+                f"accumulate={config.accumulate}: updates in the backward pass leave no gradient "
+                f"to add to; set accumulate=1"
+            )
+        super().__init__(
+            groups, config.lr, config.betas, config.eps, clip_variance=config.clip_variance
+        )
+        self.clip_norm, self.moments, self.seed = config.clip_norm, moments, seed
+        self.squares: list[Tensor] = []  # of this update's gradients, one sum per parameter
+        self.last_norm: Tensor | None = None
+        number = 0
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.register_post_accumulate_grad_hook(self._hook(group, number))
+                number += 1
+
+    def step(self, closure=None) -> None:
+        """Do nothing: the weights have moved already."""
+
+    def end_update(self, parameters: list[Tensor], max_norm: float) -> Tensor:
+        """Return the norm of this update's gradient; it clips the next one. For fit's `clip`."""
+        total = torch.stack(self.squares).sum()
+        if isinstance(parameters[0], DTensor):
+            group = parameters[0].device_mesh.get_group(parameters[0].device_mesh.ndim - 1)
+            dist.all_reduce(total, group=group)
+        self.squares = []
+        norm = total.sqrt()
+        if norm.isfinite():
+            self.last_norm = norm
+        return norm
+
+    def _hook(self, group: dict, number: int) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            with torch.no_grad():
+                self._move(parameter, group, number)
+            parameter.grad = None  # freed here: this is the point of it all
+
+        return hook
+
+    def _grow(self, parameter: Tensor) -> int:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(parameter, dtype=self.moments)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=self.moments)
+        state["step"] += 1
+        return state["step"]
+
+    def _move(self, parameter: Tensor, group: dict, number: int) -> None:
+        age = self._grow(parameter)
+        state, (beta1, beta2) = self.state[parameter], group["betas"]
+        grad, weight = _local(parameter.grad).float(), _local(parameter)
+        square = grad.square().sum()
+        self.squares.append(square)
+        if self.clip_norm and self.last_norm is not None:
+            grad = grad * (self.clip_norm / self.last_norm.clamp(min=self.clip_norm))
+        m = _local(state["exp_avg"]).float().lerp(grad, 1 - beta1)
+        v = _local(state["exp_avg_sq"]).float().mul(beta2).addcmul(grad, grad, value=1 - beta2)
+        if group["clip_variance"]:
+            v.clamp_(max=group["clip_variance"])
+        root = v.sqrt() / (1 - beta2**age) ** 0.5 + group["eps"]
+        new = weight.float() * (1 - group["lr"] * group["weight_decay"])
+        new.addcdiv_(m, root, value=-group["lr"] / (1 - beta1**age))
+        stored = self._store(new, weight.dtype, age, number)
+        for home, value in ((_local(state["exp_avg"]), m), (_local(state["exp_avg_sq"]), v)):
+            home.copy_(torch.where(square.isfinite(), value.to(home.dtype), home))
+        weight.copy_(torch.where(square.isfinite(), stored, weight))
+
+    def _store(self, new: Tensor, dtype: torch.dtype, age: int, number: int) -> Tensor:
+        if dtype != torch.bfloat16:
+            return new.to(dtype)
+        # The draws of an update depend on (seed, update, parameter) only: a resumed run repeats.
+        key = ((self.seed * 1_000_003 + age) * 1_000_003 + number) % 2**62
+        generator = torch.Generator(new.device).manual_seed(key)
+        bits = torch.empty_like(new, dtype=torch.int32).random_(0, 1 << 16, generator=generator)
+        return stochastic_round(new, bits)
+
+
+def backward_adamw(model: nn.Module, config: TrainConfig, seed: int = 0) -> BackwardAdamW:
+    """Return a BackwardAdamW over the trainable parameters of `model`, as optim.make_optimizer."""
+    return BackwardAdamW(parameter_groups(model, config.weight_decay), config, seed=seed)
+
+
+class HostAverage(Average):
+    """optim.Average with the averaged weights in the CPU's memory, as the paper keeps them.
+
+    Costs no device memory; each update of the average copies the weights over (B.2: every 25).
+    """
+
+    def __init__(self, model: nn.Module, decay: float, every: int = 1):
+        super().__init__(model, decay, every)
+        self.values = [_local(v).float().cpu() for v in self.values]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the parameters as they are after update `step`."""
+        live, self.live = self.live, [_local(p).float().cpu() for p in self.live]
+        super().update(step)
+        self.live = live

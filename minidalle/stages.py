@@ -1,0 +1,206 @@
+"""The stages of a run in their order, each from the files of the one before to its own.
+
+A run lives in one folder, runs/<preset>: tokenizer/, dvae/, dalle/, clip/, each with the finished
+product and the configuration that made it. A stage that is finished is not trained again.
+Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from minidalle import data, plot
+from minidalle.checkpoint import config_from_json, config_to_json, load_model, write_atomically
+from minidalle.clip import CLIP
+from minidalle.config import Config
+from minidalle.dalle import DALLE
+from minidalle.dvae import DiscreteVAE
+from minidalle.generate import sample
+from minidalle.tokenizer import BPETokenizer
+from minidalle.train import SECTIONS, fit
+
+MODELS = {"dvae": DiscreteVAE, "dalle": DALLE, "clip": CLIP}
+N_TEST = 256  # pictures in a test batch
+N_SHEET = 16  # pictures on a sheet of samples
+
+
+class MissingStage(ValueError):
+    """A stage needs the product of an earlier one; the message names the command to run."""
+
+
+def product(stage: str) -> str:
+    """The file that a finished stage leaves in its folder."""
+    return "tokenizer.json" if stage == "tokenizer" else "model.safetensors"
+
+
+def finished(run: Path, stage: str, config: Config) -> bool:
+    """Is the stage trained already, with this configuration?
+
+    Raises ValueError naming the fields in which the finished stage's configuration differs.
+    """
+    folder = Path(run) / stage
+    if not (folder / product(stage)).is_file() or not (folder / "config.json").is_file():
+        return False
+    old = config_from_json((folder / "config.json").read_text(encoding="utf-8"))
+    sections = ("data", "tokenizer") if stage == "tokenizer" else SECTIONS[f"train_{stage}"]
+    sections += ("seed",) if stage == "tokenizer" else (f"train_{stage}", "seed")
+    changed = [text for name in sections for text in _changes(name, old, config)]
+    if changed:
+        raise ValueError(
+            f"{folder} holds a finished {stage} of another configuration: {'; '.join(changed)}. "
+            f"Train into another folder with --run, or again with --fresh"
+        )
+    return True
+
+
+def _changes(section: str, old: Config, new: Config) -> list[str]:
+    a, b = getattr(old, section), getattr(new, section)
+    if not dataclasses.is_dataclass(a):
+        return [] if a == b else [f"{section} was {a}, is now {b}"]
+    pairs = [(f.name, getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a)]
+    return [f"{section}.{name} was {x}, is now {y}" for name, x, y in pairs if x != y]
+
+
+def load_stage(run: Path, stage: str, device: str | torch.device = "cpu"):
+    """Load the product of a finished stage: a BPETokenizer or a model in evaluation mode.
+
+    Raises MissingStage, with the command to run, where it is not there.
+    """
+    folder = Path(run) / stage
+    if not (folder / product(stage)).is_file():
+        preset = Path(run).name
+        raise MissingStage(
+            f"no {stage} in {run}: train it first with `python -m minidalle {stage} "
+            f"--preset {preset}`"
+        )
+    if stage == "tokenizer":
+        return BPETokenizer.load(folder / product(stage))
+    state, config = load_model(folder)
+    model = MODELS[stage](getattr(config, stage))
+    model.load_state_dict(state)
+    return model.to(device).eval()
+
+
+def train_tokenizer(config: Config, run: Path) -> BPETokenizer:
+    """Learn byte-pair merges from the training captions -> run/tokenizer/tokenizer.json."""
+    dataset = data.load(config, "train")
+    captions = (dataset.caption(i) for i in range(len(dataset)))
+    bar = tqdm(captions, desc="tokenizer", total=len(dataset), unit="caption", disable=None)
+    tokenizer = BPETokenizer.train(bar, config.tokenizer.vocab_size)
+    folder = Path(run) / "tokenizer"
+    folder.mkdir(parents=True, exist_ok=True)
+    text = config_to_json(config)
+    write_atomically(folder / "config.json", lambda p: p.write_text(text, encoding="utf-8"))
+    tokenizer.save(folder / product("tokenizer"))
+    return tokenizer
+
+
+def train_stage(
+    config: Config,
+    stage: str,
+    run: Path,
+    device: str = "cpu",
+    fresh: bool = False,
+    tensorboard: bool = False,
+    *,
+    model: nn.Module | None = None,
+    rank: int = 0,
+    world: int = 1,
+    **scale,
+) -> dict[str, float]:
+    """Train 'dvae', 'dalle' or 'clip' into run/<stage>, going on where an earlier call stopped.
+
+    The keyword arguments are for minidalle.scale: a model that is built already, the rows
+    rank::world of each batch for this process, and more arguments for `fit`.
+    Returns the last metrics. Raises MissingStage where an earlier stage is not trained.
+    """
+    run = Path(run)
+    needs = {"dvae": (), "dalle": ("tokenizer", "dvae"), "clip": ("tokenizer",)}[stage]
+    loaded = {name: load_stage(run, name, device) for name in needs}
+    if stage == "dalle":
+        _check_dvae(config, loaded["dvae"])
+    train_set, test_set = data.load(config, "train"), data.load(config, "test")
+    options = dict(loaded, seed=config.seed)
+    batches = data.batches(train_set, config, stage, **options, rank=rank, world=world)
+    tests = data.batches(test_set, config, stage, **options)
+    evaluate, sheet = CALLBACKS[stage](config, test_set, next(tests(0)), **loaded)
+    options = dict(
+        run_config=config, evaluate=evaluate, sheet=sheet, seed=config.seed, device=device,
+        resume=not fresh, tensorboard=tensorboard,
+    )  # fmt: skip
+    model = model or build(config, stage)
+    return fit(model, batches, getattr(config, f"train_{stage}"), run / stage, **options | scale)
+
+
+def build(config: Config, stage: str) -> nn.Module:
+    """Make the untrained model of a stage; its weights depend on config.seed alone."""
+    torch.manual_seed(config.seed)
+    if stage == "dalle":
+        return DALLE(config.dalle, seed=config.seed)
+    model = MODELS[stage](getattr(config, stage))
+    return model.to(memory_format=torch.channels_last) if stage == "dvae" else model
+
+
+def _check_dvae(config: Config, dvae: DiscreteVAE) -> None:
+    if (dvae.config.grid, dvae.config.vocab_size) != (config.dalle.grid, config.dalle.image_vocab):
+        raise ValueError(
+            f"the trained dvae gives a grid of {dvae.config.grid} with {dvae.config.vocab_size} "
+            f"codes, but dalle.grid={config.dalle.grid}, dalle.image_vocab={config.dalle.image_vocab}"
+        )
+
+
+Callbacks = tuple[Callable[[nn.Module, int], dict[str, float]], Callable[[nn.Module, Path], None]]
+
+
+def _dvae_callbacks(config: Config, test_set, batch: dict[str, Tensor]) -> Callbacks:
+    images = _test_images(test_set)
+
+    def evaluate(model: DiscreteVAE, step: int) -> dict[str, float]:
+        device = next(model.parameters()).device
+        found = model.evaluate(images.to(device), step, torch.Generator(device).manual_seed(0))
+        return {"bound": -found["elbo_true"], **found}
+
+    def sheet(model: DiscreteVAE, path: Path) -> None:
+        some = images[:N_SHEET].to(next(model.parameters()).device)
+        plot.save(plot.show_pairs(some, model.decode(model.tokens(some))), path)
+
+    return evaluate, sheet
+
+
+def _dalle_callbacks(config: Config, test_set, batch, tokenizer, dvae) -> Callbacks:
+    captions = [test_set.caption(i) for i in range(min(N_SHEET // 2, len(test_set)))]
+
+    def evaluate(model: DALLE, step: int) -> dict[str, float]:
+        here = {k: v.to(next(model.parameters()).device) for k, v in batch.items()}
+        loss, metrics = model.loss(here, step)
+        return {"loss": loss, **metrics}
+
+    def sheet(model: DALLE, path: Path) -> None:
+        text = tokenizer.encode_batch(captions, config.dalle.text_len - 1)
+        generator = torch.Generator().manual_seed(0)
+        images = dvae.decode(sample(model, text, len(captions), generator=generator))
+        notes = [[""]] * len(captions)
+        plot.save(plot.sample_sheet(captions, [("sample", images)], notes), path)
+
+    return evaluate, sheet
+
+
+def _clip_callbacks(config: Config, test_set, batch, tokenizer) -> Callbacks:
+    def evaluate(model: CLIP, step: int) -> dict[str, float]:
+        here = {k: v.to(next(model.parameters()).device) for k, v in batch.items()}
+        loss, metrics = model.loss(here, step)
+        return {"loss": loss, **metrics}
+
+    return evaluate, None
+
+
+def _test_images(test_set) -> Tensor:
+    """The first pictures of the test set, (N_TEST, 3, H, W) float in [0, 1]."""
+    return torch.stack([test_set[i][0] for i in range(min(N_TEST, len(test_set)))]).float() / 255
+
+
+CALLBACKS = {"dvae": _dvae_callbacks, "dalle": _dalle_callbacks, "clip": _clip_callbacks}

@@ -1,0 +1,106 @@
+"""Image tokens of a whole data set, computed once and kept in a file. N pictures, G grid.
+
+The file is called after what the tokens depend on: the dVAE's weights and the pictures. So tokens
+of another dVAE, or of other pictures, are never taken for these.
+"""
+
+import hashlib
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minidalle.augment import centre_crop
+from minidalle.captioned import Captioned, Unusable
+
+FORMAT = 1  # raise it when the meaning of the file changes
+CHUNK = 128  # pictures encoded at a time
+
+
+def token_key(dvae: torch.nn.Module, dataset: Captioned) -> str:
+    """Return a digest of everything that the tokens depend on."""
+    digest = hashlib.sha256(f"{FORMAT} {dataset.size} {dvae}".encode())
+    for name, weight in dvae.state_dict().items():
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    digest.update(dataset.fingerprint().encode())
+    return digest.hexdigest()[:32]
+
+
+def all_tokens(dataset: Captioned, dvae: torch.nn.Module, folder: Path | None) -> np.ndarray:
+    """Return the tokens of every picture, (N, G * G) uint16; no_token where one cannot be read.
+
+    Kept in folder / tokens-SPLIT-KEY.npy, from where a later call takes them; older files of the
+    split are deleted. With folder None nothing is kept.
+    """
+    if folder is None:
+        return _compute(dataset, dvae)
+    path = folder / f"tokens-{dataset.split}-{token_key(dvae, dataset)}.npy"
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        if tokens.dtype == np.uint16 and len(tokens) == len(dataset):
+            return tokens
+    except (OSError, ValueError, EOFError):
+        pass  # none there, or a broken one
+    tokens = _compute(dataset, dvae)
+    _write_aside(path, tokens)
+    return tokens
+
+
+def no_token(tokens: np.ndarray) -> int:
+    """Return the number that stands in place of tokens where a picture cannot be read."""
+    return int(np.iinfo(tokens.dtype).max)
+
+
+def _write_aside(path: Path, tokens: np.ndarray) -> None:
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            np.save(file, tokens)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        for old in path.parent.glob(f"{path.name.rsplit('-', 1)[0]}-*.npy"):
+            if old != path:
+                old.unlink(missing_ok=True)
+    except OSError as error:  # a full disk costs the cache, not the run
+        aside.unlink(missing_ok=True)
+        warnings.warn(f"image tokens are not kept: cannot write {path}: {error.strerror or error}")
+
+
+def _compute(dataset: Captioned, dvae: torch.nn.Module) -> np.ndarray:
+    parts = []
+    for start in tqdm(range(0, len(dataset), CHUNK), desc="image tokens", unit="batch"):
+        rows = range(start, min(start + CHUNK, len(dataset)))
+        pictures = [_picture(dataset, i) for i in rows]
+        size = dataset.size
+        blank = torch.zeros(3, size, size, dtype=torch.uint8)
+        images = torch.stack([blank if picture is None else picture for picture in pictures])
+        tokens = encode(dvae, images)  # (rows, G * G)
+        part = tokens.numpy().astype(np.uint16)
+        part[[i for i, picture in enumerate(pictures) if picture is None]] = no_token(part)
+        parts.append(part)
+    return np.concatenate(parts)
+
+
+def _picture(dataset: Captioned, i: int) -> Tensor | None:
+    try:
+        return centre_crop(dataset.read(i), dataset.size)
+    except Unusable as why:
+        dataset.pass_over(i, why)
+        return None
+
+
+@torch.no_grad()
+def encode(dvae: torch.nn.Module, images: Tensor) -> Tensor:
+    """Return the image tokens of (B, 3, S, S) uint8 pictures, (B, G * G) int64 on the CPU."""
+    device = next(dvae.parameters()).device
+    tokens = dvae.tokens(images.to(device).float() / 255).flatten(1).cpu()
+    if tokens.max() >= 2**16 - 1:
+        raise ValueError(f"token {int(tokens.max())} does not fit the cache: at most 65,534")
+    return tokens

@@ -1,0 +1,217 @@
+"""One training loop for every stage.
+
+All randomness of update s comes from (seed, s), so weights, optimiser, averaged weights and s are
+the whole state of a run, and a run that was stopped goes on as if it had not been.
+
+Source: Ramesh et al. 2021, arXiv:2102.12092, appendices A.2 and B.2.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minidalle.checkpoint import Checkpoints
+from minidalle.config import Config, TrainConfig
+from minidalle.journal import Journal
+from minidalle.optim import Average, clip_gradients, learning_rate, make_optimizer
+from minidalle.run import Run, TrainingError
+
+# The sections of a configuration on which the result of a stage depends.
+SECTIONS = {
+    "train_dvae": ("data", "dvae"),
+    "train_dalle": ("data", "tokenizer", "dvae", "dalle"),
+    "train_clip": ("data", "tokenizer", "clip"),
+}
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM stopped the run, after a save; the message says how to go on."""
+
+
+def fit(
+    model: nn.Module,
+    batches: Callable[[int], Iterator[dict[str, Tensor]]],
+    config: TrainConfig,
+    folder: str | Path,
+    *,
+    run_config: Config | None = None,
+    evaluate: Callable[[nn.Module, int], dict[str, float]] | None = None,
+    sheet: Callable[[nn.Module, Path], None] | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    resume: bool = True,
+    max_bad: int = 10,
+    tensorboard: bool = False,
+    optimizer: torch.optim.Optimizer | None = None,
+    clip: Callable[[list[Tensor], float], Tensor] = clip_gradients,
+    checkpoints: Checkpoints | None = None,
+    agree: Callable[[tuple[bool, bool]], tuple[bool, bool]] = tuple,
+    is_main: bool = True,
+) -> dict[str, float]:
+    """Train `model` for config.steps updates, logging and saving in `folder`.
+
+    batches(s) yields the batches of updates s, s + 1, ... for ever. evaluate(model, updates done)
+    returns metrics, of which the first decides which checkpoint is best (lower is better);
+    sheet(model, path) draws samples into path, a .png. Both see the averaged weights.
+    In the end `model` holds the averaged weights; with run_config they are also written to
+    `folder`/model.safetensors.
+    resume=False sets earlier checkpoints of the folder aside. max_bad non-finite updates in a row
+    end the run. The last five arguments are for minidalle.scale, which knows about processes:
+    agree((bad, stop)) says whether each holds in any of them.
+    Returns the last metrics; those of `evaluate` begin with "test_".
+    Raises TrainingError, Stopped, or ValueError where the folder holds a run of another
+    configuration.
+    """
+    folder = _make_folder(folder)
+    model.to(device).train()
+    optimizer = optimizer or make_optimizer(model, config)
+    average = Average(model, config.ema_decay, config.ema_every)
+    checkpoints = checkpoints or Checkpoints(folder / "checkpoints", config.keep)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    generator = torch.Generator(device)
+    live, known = (model, optimizer, average), _identity(config, run_config, seed)
+    run = Run(folder, live, checkpoints, config, known)
+
+    journal = Journal(folder, is_main=is_main, tensorboard=tensorboard)
+    with journal, _stop_signals() as signals, _memory_advice(config), _own_randomness():
+        run.start(journal, resume)
+        for step, batch in zip(range(run.step, config.steps), batches(run.step), strict=False):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, config)
+
+            metrics = Counter()
+            batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+            for part, examples in enumerate(_split(batch, config.accumulate)):
+                torch.manual_seed(_mix(seed, step, part))  # for nn.Dropout and its like
+                generator.manual_seed(_mix(seed, step, part))
+                with _precision(config.precision, device):
+                    loss, found = model.loss(examples, step, generator)
+                (loss / config.accumulate).backward()
+                for name, value in {**found, "loss": loss}.items():
+                    metrics[name] += torch.as_tensor(value).detach() / config.accumulate
+
+            norm = clip(parameters, config.clip_norm)
+            bad = not math.isfinite(float(norm + metrics["loss"]))
+            bad, stop = agree((bad, signals.caught))
+            if not bad:
+                optimizer.step()
+                if hasattr(model, "after_update"):
+                    model.after_update()
+                average.update(step)
+            optimizer.zero_grad(set_to_none=True)
+
+            run.record({**metrics, "grad_norm": norm}, bad, max_bad)
+            if run.due(config.eval_every):
+                run.evaluate(evaluate, sheet)
+            run.save_if_due(stop)
+            if stop:
+                raise Stopped(run.farewell())
+        return run.finish(run_config)
+
+
+def _make_folder(folder: str | Path) -> Path:
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"a run needs a folder, and {folder} is a file")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _identity(config: TrainConfig, run_config: Config | None, seed: int) -> dict:
+    """Return what must not change when a run is resumed, as plain JSON values."""
+    train = dataclasses.asdict(config)
+    train["lr_steps"] = 0 if config.halve_at else config.lr_steps or config.steps
+    for name in ("steps", "log_every", "eval_every", "save_every", "keep"):
+        del train[name]
+    parts = {"seed": seed}
+    stages = [s for s in SECTIONS if run_config and getattr(run_config, s) == config]
+    stage = stages[0] if len(stages) == 1 else "train"
+    for name in SECTIONS.get(stage, ()):
+        parts[name] = dataclasses.asdict(getattr(run_config, name))
+    return json.loads(json.dumps(parts | {stage: train}))
+
+
+def _split(batch: dict[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
+    """Cut a batch into `parts` equal ones along its first dimension."""
+    size = len(next(iter(batch.values())))
+    if size % parts:
+        raise ValueError(f"a batch of {size} cannot be split into accumulate={parts} equal parts")
+    return [
+        {name: value.narrow(0, start, size // parts) for name, value in batch.items()}
+        for start in range(0, size, size // parts)
+    ]
+
+
+def _mix(*numbers: int) -> int:
+    """Return a seed of 63 bits that depends on every one of the numbers."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _precision(name: str, device: str | torch.device):
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f"precision must be float32 or bfloat16, got {name!r}")
+    if name == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
+
+
+class _stop_signals:
+    """Notes Ctrl-C and SIGTERM, for the loop to stop between updates; a second Ctrl-C is not kept.
+
+    One that came too late for the loop is raised again at the end.
+    """
+
+    def __enter__(self):
+        self.number, self.old = None, {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.old[number] = signal.signal(number, self._note)
+        return self
+
+    @property
+    def caught(self) -> bool:
+        return self.number is not None
+
+    def _note(self, number, frame):
+        if self.caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = number
+
+    def __exit__(self, kind, *error):
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+        if self.caught and kind is None:
+            os.kill(os.getpid(), self.number)
+
+
+@contextmanager
+def _own_randomness():
+    """Leave torch's own generators after the run as they were before it."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        yield
+
+
+@contextmanager
+def _memory_advice(config: TrainConfig):
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = config.batch_size // config.accumulate
+        raise TrainingError(
+            f"out of GPU memory with batch_size={config.batch_size}, accumulate={config.accumulate}"
+            f" ({size} examples at once). Lower batch_size or raise accumulate; "
+            f"`python -m minidalle plan` shows what fits"
+        ) from error

@@ -1,0 +1,221 @@
+"""Masks against a drawing and a loop; every way to execute them against the plain one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minidalle.attention import (
+    KINDS,
+    attend,
+    causal_mask,
+    column_mask,
+    conv_mask,
+    layer_mask,
+    pick_method,
+    row_mask,
+)
+
+# Figure 11 of the paper: 6 text states, a grid of 4 x 4 image states, a kernel of 3.
+FIGURE_ROW = """
+x..................... xx.................... xxx................... xxxx..................
+xxxxx................. xxxxxx................ xxxxxxx............... xxxxxxxx..............
+xxxxxxxxx............. xxxxxxxxxx............ xxxxxxxxxxx........... xxxxxx.xxxxx..........
+xxxxxx..xxxxx......... xxxxxx...xxxxx........ xxxxxx....xxxxx....... xxxxxx.....xxxxx......
+xxxxxx......xxxxx..... xxxxxx.......xxxxx.... xxxxxx........xxxxx... xxxxxx.........xxxxx..
+xxxxxx..........xxxxx. xxxxxx...........xxxxx"""
+FIGURE_COLUMN = """
+x..................... xx.................... xxx................... xxxx..................
+xxxxx................. xxxxxx................ xxxxxxx............... xxxxxx.x..............
+xxxxxx..x............. xxxxxx...x............ xxxxxxx...x........... xxxxxx.x...x..........
+xxxxxx..x...x......... xxxxxx...x...x........ xxxxxxx...x...x....... xxxxxx.x...x...x......
+xxxxxx..x...x...x..... xxxxxx...x...x...x.... xxxxxxx...x...x...x... xxxxxx.x...x...x...x..
+xxxxxx..x...x...x...x. xxxxxx...x...x...x...x"""
+FIGURE_CONV = """
+x..................... xx.................... xxx................... xxxx..................
+xxxxx................. xxxxxx................ xxxxxxx............... xxxxxxxx..............
+xxxxxx.xx............. xxxxxxx.xx............ xxxxxxxx.xx........... xxxxxxxxx.xx..........
+xxxxxx.xxx.xx......... xxxxxxx.xxx.xx........ xxxxxx.x.xxx.xx....... xxxxxx..x.xxx.xx......
+xxxxxx...x.xxx.xx..... xxxxxx....x.xxx.xx.... xxxxxx.....x.xxx.xx... xxxxxx......x.xxx.xx..
+xxxxxx.......x.xxx.xx. xxxxxx........x.xxx.xx"""
+
+
+def read(drawing: str) -> torch.Tensor:
+    return torch.tensor([[c == "x" for c in row] for row in drawing.split()])
+
+
+def test_masks_are_figure_11():
+    assert torch.equal(row_mask(6, 4), read(FIGURE_ROW))
+    assert torch.equal(column_mask(6, 4), read(FIGURE_COLUMN))
+    assert torch.equal(conv_mask(6, 4, 3), read(FIGURE_CONV))
+
+
+@pytest.mark.parametrize("text_len, grid, kernel", [(1, 1, 1), (3, 5, 3), (2, 6, 5), (4, 3, 7)])
+def test_masks_are_the_loops(text_len, grid, kernel):
+    half, length = kernel // 2, text_len + grid**2
+    rules = {
+        "row": lambda q, k: q - k <= grid,
+        "column": lambda q, k: q % grid == k % grid,
+        # Some cell of the kernel, up to `half` rows up and `half` columns aside, lies at k.
+        "conv": lambda q, k: any(
+            q - k == up * grid + aside or q - k == up * grid + aside + grid
+            for up in range(half + 1)
+            for aside in range(-half, half + 1)
+            if 0 <= (q - k) // grid <= half
+        ),
+    }
+    for kind, rule in rules.items():
+        want = torch.zeros(length, length, dtype=torch.bool)
+        for q in range(length):
+            for k in range(q + 1):
+                want[q, k] = k < text_len or rule(q - text_len, k - text_len)
+        assert torch.equal(layer_mask(kind, text_len, grid, kernel), want), kind
+
+
+def test_the_paper_sees_33_32_and_66_image_states():
+    for kind, most in (("row", 33), ("column", 32), ("conv", 66)):
+        image = layer_mask(kind, 256, 32, 11)[256:, 256:]
+        assert image.sum(1).max() == most
+
+
+def test_causal_mask_is_a_triangle():
+    assert torch.equal(causal_mask(3), read("x.. xx. xxx"))
+
+
+@pytest.mark.parametrize("make", [row_mask, column_mask, lambda t, g: conv_mask(t, g, 3)])
+def test_masks_refuse_lengths_that_are_not_positive(make):
+    with pytest.raises(ValueError, match="text_len=0"):
+        make(0, 4)
+    with pytest.raises(ValueError, match="grid=-1"):
+        make(4, -1)
+
+
+@pytest.mark.parametrize("kernel", [0, 4, -3])
+def test_conv_mask_refuses_a_kernel_that_is_not_odd(kernel):
+    with pytest.raises(ValueError, match=f"kernel={kernel}"):
+        conv_mask(4, 4, kernel)
+
+
+def stream(text_len, grid, dtype=torch.float32, head_dim=16):
+    g = torch.Generator().manual_seed(0)
+    shape = (3, 2, 2, text_len + grid**2, head_dim)
+    return [x.requires_grad_() for x in torch.randn(shape, generator=g).to(dtype).unbind(0)]
+
+
+def by_hand(q, k, v, mask):
+    scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1) @ v
+
+
+SIZES = [(6, 4, 3), (1, 1, 1), (2, 2, 5), (16, 8, 3), (5, 8, 11), (7, 6, 1)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("method", ["dense", "gathered", "auto"])
+def test_every_method_equals_a_masked_softmax_forwards_and_backwards(kind, size, method):
+    q, k, v = stream(*size[:2])
+    want = by_hand(q, k, v, layer_mask(kind, *size))
+    got = attend(q, k, v, kind, *size, method)
+    towards = torch.linspace(-1, 1, want.numel()).view_as(want)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    wanted = torch.autograd.grad(want, (q, k, v), towards)
+    torch.testing.assert_close(
+        torch.autograd.grad(got, (q, k, v), towards), wanted, atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_gathered_equals_dense_at_the_size_of_the_paper(kind):
+    q, k, v = stream(256, 32, head_dim=64)
+    outputs = [attend(q, k, v, kind, 256, 32, 11, method) for method in ("dense", "gathered")]
+    grads = [torch.autograd.grad(o.square().sum(), (q, k, v)) for o in outputs]
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["dense", "gathered"])
+def test_bfloat16_is_right_within_its_precision(kind, method):
+    q, k, v = stream(16, 8, torch.bfloat16)
+    want = by_hand(q.float(), k.float(), v.float(), layer_mask(kind, 16, 8, 3))
+    got = attend(q, k, v, kind, 16, 8, 3, method)
+    assert got.dtype == torch.bfloat16
+    wanted = torch.autograd.grad(want.sum(), (q, k, v))
+    found = torch.autograd.grad(got.float().sum(), (q, k, v))
+    torch.testing.assert_close(got.float(), want, atol=0.03, rtol=0.03)
+    torch.testing.assert_close(found, wanted, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_equals_dense(kind):
+    q, k, v = (x.detach() for x in stream(6, 4))
+    got = attend(q, k, v, kind, 6, 4, 3, "flex")
+    torch.testing.assert_close(got, by_hand(q, k, v, layer_mask(kind, 6, 4, 3)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
+def test_flex_equals_dense_on_a_gpu_forwards_and_backwards(kind):
+    q, k, v = (x.detach().cuda().requires_grad_() for x in stream(256, 32, head_dim=64))
+    want, got = (attend(q, k, v, kind, 256, 32, 11, method) for method in ("dense", "flex"))
+    torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-3)
+    grads = [torch.autograd.grad(o.sum(), (q, k, v)) for o in (got, want)]
+    torch.testing.assert_close(*grads, atol=1e-2, rtol=1e-2)
+
+
+def test_flex_refuses_to_train_on_a_cpu():
+    with pytest.raises(ValueError, match="cannot train on cpu"):
+        attend(*stream(6, 4), "row", 6, 4, 3, "flex")
+
+
+@pytest.mark.parametrize("length", [1, 5, 6, 7, 13])
+@pytest.mark.parametrize("method", ["dense", "gathered", "auto"])
+def test_a_stream_that_stops_early_sees_the_same(length, method):
+    q, k, v = stream(6, 4)
+    whole = by_hand(q, k, v, conv_mask(6, 4, 3))
+    part = attend(*(x[:, :, :length] for x in (q, k, v)), "conv", 6, 4, 3, method)
+    torch.testing.assert_close(part, whole[:, :, :length])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["dense", "gathered"])
+def test_gradients_reach_what_the_mask_shows_and_nothing_else(kind, method):
+    q, k, v = stream(6, 4)
+    mask = layer_mask(kind, 6, 4, 3)
+    out = attend(q, k, v, kind, 6, 4, 3, method)
+    for position in range(22):
+        (grad,) = torch.autograd.grad(out[:, :, position].sum(), v, retain_graph=True)
+        assert torch.equal(grad.abs().sum((0, 1, 3)) > 0, mask[position])
+
+
+def test_masks_made_while_sampling_also_serve_training():
+    with torch.inference_mode():
+        x = torch.randn(1, 1, 7 + 9, 8)
+        for method in ("dense", "gathered"):
+            attend(x, x, x, "row", 7, 3, 3, method)
+    for method in ("dense", "gathered"):
+        q, k, v = stream(7, 3)
+        attend(q, k, v, "row", 7, 3, 3, method).sum().backward()
+        assert q.grad is not None
+
+
+def test_attend_refuses_what_it_does_not_know():
+    q, k, v = stream(6, 4)
+    with pytest.raises(ValueError, match="unknown kind 'diagonal'"):
+        attend(q, k, v, "diagonal", 6, 4, 3)
+    with pytest.raises(ValueError, match="unknown method 'magic'"):
+        attend(q, k, v, "row", 6, 4, 3, "magic")
+
+
+def test_auto_is_dense_when_small_gathered_on_a_cpu_and_flex_on_a_gpu():
+    assert pick_method(96, torch.device("cpu")) == "dense"
+    assert pick_method(1280, torch.device("cpu")) == "gathered"
+    assert pick_method(1280, torch.device("cuda")) == "flex"
+
+
+def test_attend_agrees_with_torch_on_text_alone():
+    q, k, v = (x[:, :, :5] for x in stream(6, 4))
+    want = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(attend(q, k, v, "column", 6, 4, 3), want)

@@ -1,0 +1,253 @@
+"""The dVAE against torch's own distributions, numeric integration, loops and OpenAI's package."""
+
+import math
+import pickle
+
+import pytest
+import torch
+from torch.distributions import (
+    Categorical,
+    Laplace,
+    SigmoidTransform,
+    TransformedDistribution,
+    kl_divergence,
+)
+
+from minidalle.config import DVAEConfig, get_config, replace
+from minidalle.dvae import (
+    DiscreteVAE,
+    codebook_use,
+    gumbel_softmax,
+    kl_to_uniform,
+    logit_laplace_nll,
+    map_pixels,
+    unmap_pixels,
+)
+from minidalle.openai_dvae import convert, read_state
+
+TINY = replace(get_config("toy").dvae, n_hid=16, vocab_size=32, n_init=8)
+
+
+def tiny(seed=0, **changes):
+    torch.manual_seed(seed)
+    model = DiscreteVAE(replace(TINY, **changes))
+    for name, p in model.named_parameters():
+        if name.endswith(".b"):  # they start at 0, where a missing bias would not show
+            torch.nn.init.normal_(p, std=0.1)
+    return model
+
+
+def test_pixels_go_into_the_open_interval_and_back():
+    x = torch.tensor([0.0, 0.25, 1.0])
+    assert torch.allclose(map_pixels(x), torch.tensor([0.1, 0.3, 0.9]))
+    assert torch.allclose(unmap_pixels(map_pixels(x)), x)
+    assert torch.equal(unmap_pixels(torch.tensor([0.0, 1.0])), torch.tensor([0.0, 1.0]))
+
+
+def test_logit_laplace_is_the_law_of_a_sigmoid_of_a_laplace_variable():
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(1000, generator=g, dtype=torch.float64) * 0.8 + 0.1
+    mu, log_b = torch.randn(2, 1000, generator=g, dtype=torch.float64)
+    want = TransformedDistribution(Laplace(mu, log_b.exp()), [SigmoidTransform()]).log_prob(x)
+    torch.testing.assert_close(-logit_laplace_nll(x, mu, log_b), want)
+
+
+@pytest.mark.parametrize("mu, log_b", [(0.0, 0.0), (1.5, -1.0), (-2.0, -0.5)])
+def test_logit_laplace_integrates_to_one(mu, log_b):
+    x = torch.linspace(1e-6, 1 - 1e-6, 2_000_001, dtype=torch.float64)
+    at = torch.full_like(x, mu), torch.full_like(x, log_b)
+    assert torch.trapezoid(torch.exp(-logit_laplace_nll(x, *at)), x).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_logit_laplace_gradient_is_the_finite_difference():
+    x = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    mu = torch.tensor([0.3, -0.4, 2.0], dtype=torch.float64, requires_grad=True)
+    log_b = torch.tensor([0.1, -1.0, 0.5], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda m, b: logit_laplace_nll(x, m, b), (mu, log_b))
+
+
+def test_kl_to_uniform_equals_torch_and_its_two_limits():
+    logits = torch.randn(2, 7, 3, 3, dtype=torch.float64) * 3
+    q = Categorical(logits=logits.permute(0, 2, 3, 1))
+    uniform = Categorical(logits=torch.zeros_like(q.logits))
+    torch.testing.assert_close(kl_to_uniform(logits), kl_divergence(q, uniform))
+    assert kl_to_uniform(torch.zeros(1, 8, 1, 1)).abs().max() < 1e-6
+    one_hot = torch.zeros(1, 8, 1, 1)
+    one_hot[0, 3] = 100
+    assert kl_to_uniform(one_hot).item() == pytest.approx(math.log(8), abs=1e-5)
+
+
+def test_the_largest_gumbel_logit_falls_as_the_softmax_says():
+    logits = torch.tensor([1.0, 0.0, -1.0, 2.0])[None, :, None, None].expand(1, 4, 200, 200)
+    drawn = gumbel_softmax(logits, 1.0, torch.Generator().manual_seed(0)).argmax(1)
+    share = torch.bincount(drawn.flatten(), minlength=4) / drawn.numel()
+    want = logits[0, :, 0, 0].softmax(0)
+    error = (want * (1 - want) / drawn.numel()).sqrt()
+    assert ((share - want).abs() < 4 * error).all()
+
+
+def test_gumbel_softmax_is_soft_and_sharpens_as_tau_falls():
+    logits = torch.randn(8, 16, 4, 4)
+    largest = []
+    for tau in (1.0, 1 / 4, 1 / 16):
+        y = gumbel_softmax(logits, tau, torch.Generator().manual_seed(0))
+        assert torch.allclose(y.sum(1), torch.ones(8, 4, 4), atol=1e-5)
+        largest.append(y.max(1).values.mean().item())
+    assert largest[0] < largest[1] < largest[2] < 1  # never a hard one-hot
+    with pytest.raises(ValueError, match="tau must be positive, got 0"):
+        gumbel_softmax(logits, 0)
+
+
+def test_gumbel_noise_is_finite_even_where_the_uniform_draw_is_extreme(monkeypatch):
+    ends = torch.tensor([0.0, 1 - 2**-24]).view(1, 2, 1, 1)
+    monkeypatch.setattr(torch, "rand", lambda *a, **k: ends.clone())
+    assert gumbel_softmax(torch.zeros(1, 2, 1, 1), 1.0).isfinite().all()
+
+
+def test_the_paper_size_has_the_published_parameters():
+    with torch.device("meta"):
+        model = DiscreteVAE(DVAEConfig())
+    assert sum(p.numel() for p in model.encoder.parameters()) == 53_786_240
+    assert sum(p.numel() for p in model.decoder.parameters()) == 43_829_766
+    names = dict(model.encoder.named_parameters())
+    assert names["blocks.group_2.block_1.id_path.w"].shape == (512, 256, 1, 1)
+    assert model.encoder.blocks.group_1.block_1.gain == 1 / 64
+
+
+def test_loss_is_the_papers_sum_over_values():
+    model, images = tiny(), torch.rand(2, 3, 32, 32)
+    loss, metrics = model.loss({"images": images}, 700, torch.Generator().manual_seed(3))
+    tau, beta = model.schedule(700)
+    logits = model.logits(images)
+    codes = gumbel_softmax(logits, tau, torch.Generator().manual_seed(3))
+    mu, log_b = model.decoder(codes).chunk(2, 1)
+    dist = TransformedDistribution(Laplace(mu, log_b.clamp(min=0).exp()), [SigmoidTransform()])
+    nll = -dist.log_prob(map_pixels(images)).sum()
+    q = Categorical(logits=logits.permute(0, 2, 3, 1))
+    kl = kl_divergence(q, Categorical(logits=torch.zeros_like(q.logits))).sum()
+    torch.testing.assert_close(loss, (nll + beta * kl) / images.numel())
+    assert metrics["tau"] == tau and metrics["beta"] == beta
+
+
+def test_schedules_end_where_the_paper_says():
+    model = DiscreteVAE(TINY)
+    model.config = DVAEConfig()
+    assert model.schedule(0) == (1, 0)
+    assert model.schedule(5_000)[1] == pytest.approx(6.6)
+    assert model.schedule(75_000)[0] == pytest.approx((1 + 1 / 16) / 2)  # half way down
+    assert model.schedule(3_000_000) == pytest.approx((1 / 16, 6.6))
+
+
+def test_decode_looks_up_what_one_hot_codes_would_give():
+    model = tiny()
+    tokens = torch.randint(0, 32, (2, 8, 8))
+    one_hot = torch.nn.functional.one_hot(tokens, 32).permute(0, 3, 1, 2).float()
+    mu = model.decoder(one_hot).chunk(2, 1)[0]
+    torch.testing.assert_close(model.decode(tokens), unmap_pixels(mu.sigmoid()))
+
+
+def test_tokens_have_no_noise_and_batch_does_not_matter():
+    model, images = tiny(), torch.rand(4, 3, 32, 32)
+    tokens = model.tokens(images)
+    assert torch.equal(tokens, model.tokens(images))
+    assert torch.equal(tokens[1:2], model.tokens(images[1:2]))
+    assert tokens.shape == (4, 8, 8) and tokens.dtype == torch.int64
+
+
+def test_one_token_sees_the_papers_receptive_field():
+    with torch.no_grad():
+        model = DiscreteVAE(replace(TINY, image_size=256, n_pools=3, n_blocks=2))
+    images = torch.rand(1, 3, 256, 256, requires_grad=True)
+    model.logits(images)[0, :, 16, 16].sum().backward()
+    seen = images.grad.abs().sum((0, 1)) > 0
+    rows = seen.any(1).nonzero().flatten()
+    assert rows[-1] - rows[0] + 1 <= 194
+    assert rows[-1] - rows[0] + 1 > 100  # max-pooling passes gradient to one cell in four
+
+
+def test_codebook_use_counts_codes_and_their_entropy():
+    use = codebook_use(torch.tensor([[0, 0, 1, 1]]), 8)
+    assert use["codes_used"] == 2 and use["perplexity"] == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m: m.tokens(torch.rand(1, 3, 16, 16)), r"must be \(B, 3, 32, 32\)"),
+        (lambda m: m.tokens(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)), "divide by 255"),
+        (lambda m: m.decode(torch.rand(1, 8, 8)), "must be integers"),
+        (lambda m: m.decode(torch.full((1, 8, 8), 32)), r"in \[0, 32\), got 32 to 32"),
+        (lambda m: m.decode(torch.full((1, 8, 8), -1)), "got -1 to -1"),
+    ],
+)
+def test_wrong_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tiny())
+
+
+def released_pair(tmp_path):
+    """Files as OpenAI published them, with random weights and biases."""
+    dall_e = pytest.importorskip("dall_e", reason="optional peer: pip install --no-deps DALL-E")
+    from dall_e.decoder import Decoder
+    from dall_e.encoder import Encoder
+
+    encoder = Encoder(n_hid=64, vocab_size=512, n_blk_per_group=2)
+    decoder = Decoder(n_hid=64, vocab_size=512, n_blk_per_group=2)
+    for module in (encoder, decoder):
+        for name, p in module.named_parameters():
+            p.requires_grad_(False)
+            if name.endswith(".b"):
+                p.normal_(std=0.1)
+    torch.save(encoder, tmp_path / "encoder.pkl")
+    torch.save(decoder, tmp_path / "decoder.pkl")
+    return dall_e, encoder, decoder
+
+
+def test_the_released_dvae_is_converted_and_equals_openais_code(tmp_path):
+    dall_e, encoder, decoder = released_pair(tmp_path)
+    model = convert(tmp_path / "encoder.pkl", tmp_path / "decoder.pkl", tmp_path / "dvae")
+    assert (tmp_path / "dvae" / "model.safetensors").is_file()
+    images = torch.rand(1, 3, 256, 256)
+    with torch.no_grad():
+        want = encoder(dall_e.map_pixels(images))
+        torch.testing.assert_close(model.logits(images), want, rtol=0, atol=1e-6)
+        tokens = want.argmax(1)
+        one_hot = torch.nn.functional.one_hot(tokens, 512).permute(0, 3, 1, 2).float()
+        want = dall_e.unmap_pixels(torch.sigmoid(decoder(one_hot)[:, :3]))
+        torch.testing.assert_close(model.decode(tokens), want, rtol=0, atol=1e-5)
+
+
+def test_swapped_files_are_refused(tmp_path):
+    released_pair(tmp_path)
+    with pytest.raises(ValueError, match="right order|does not fit"):
+        convert(tmp_path / "decoder.pkl", tmp_path / "encoder.pkl", tmp_path / "dvae")
+    assert not (tmp_path / "dvae").exists()
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path):
+    bad, witness = tmp_path / "encoder.pkl", tmp_path / "was_run"
+    torch.save(Hostile(str(witness)), bad)
+    with pytest.raises(ValueError, match="was not run"):
+        read_state(bad)
+    bad.write_bytes(pickle.dumps(Hostile(str(witness))))
+    with pytest.raises(ValueError, match="was not run"):
+        read_state(bad)
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", b"PK\x03\x04 half a zip"])
+def test_other_files_are_named(tmp_path, content):
+    path = tmp_path / "encoder.pkl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"encoder\.pkl is not the released dVAE"):
+        read_state(path)
+    with pytest.raises(FileNotFoundError, match="no file"):
+        read_state(tmp_path / "missing.pkl")

@@ -1,0 +1,418 @@
+"""Byte-pair encoding beside a recounting trainer, a plain encoder and the `tokenizers` library."""
+
+import copy
+import json
+import math
+import os
+import pickle
+import random
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import ftfy
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minidalle.bpe_file import SPLIT
+from minidalle.tokenizer import PAD, BPETokenizer, normalise
+
+SENTENCES = (
+    "A small red circle above a large blue square. The circle isn't filled; it's 3 pixels wide!",
+    "the cats sat on the mat, then the other cat sat on the other mat",
+    "Über-schöne CAFÉ naïve façade 東京タワー 👩‍👩‍👧 emoji 😀😀 ½ ﬁne",
+    "aaaa aaa aa a aaaaaaa abababab babab banana bandana",
+)
+unhurried = settings(deadline=None)  # the box may be busy
+any_text = st.text(st.characters())  # all of Unicode, lone surrogates included
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> BPETokenizer:
+    return BPETokenizer.train(SENTENCES * 3, 320)
+
+
+def syllables(n: int, seed: int) -> list[str]:
+    """Draw n captions of made-up words that share many pairs."""
+    rng = random.Random(seed)
+    parts = ["ba", "ab", "a", "st", "ing", "in", "g", "the", "e", "ou"]
+    words = ["".join(rng.choices(parts, k=rng.randint(1, 5))) for _ in range(60)]
+    return [" ".join(rng.choices(words, k=rng.randint(0, 9))) for _ in range(n)]
+
+
+def recounted_merges(texts, vocab_size: int) -> list[tuple[bytes, bytes]]:
+    """Count all pairs of all words anew for every merge."""
+    words = Counter()
+    for text in texts:
+        word = ""
+        for character in normalise(text) + " ":
+            if "a" <= character <= "z":
+                word += character
+            else:
+                words[tuple(word.encode())] += 1
+                word = ""
+    vocab, merges = [bytes([b]) for b in range(256)], []
+    while len(vocab) < vocab_size:
+        pairs = Counter()
+        for word, n in words.items():
+            for pair in pairwise(word):
+                pairs[pair] += n
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append((vocab[best[0]], vocab[best[1]]))
+        vocab.append(b"".join(merges[-1]))
+        words = Counter({replace(w, best, len(vocab) - 1): n for w, n in words.items()})
+    return merges
+
+
+def replace(word: tuple, pair: tuple, new) -> tuple:
+    out, i = [], 0
+    while i < len(word):
+        hit = word[i : i + 2] == pair
+        out.append(new if hit else word[i])
+        i += 2 if hit else 1
+    return tuple(out)
+
+
+def plain_encode(merges: list[tuple[bytes, bytes]], text: str) -> list[bytes]:
+    """Split into words by hand, then replace pair after pair in the order of their ranks."""
+    words = [[]]
+    for character in text:
+        if not ("a" <= character <= "z" and words[-1] and words[-1][-1].islower()):
+            words.append([])
+        words[-1] += [bytes([b]) for b in character.encode()]
+    for pair in merges:
+        words = [replace(tuple(word), pair, pair[0] + pair[1]) for word in words]
+    return [token for word in words for token in word]
+
+
+def library_tokenizer(texts, vocab_size: int, words_first: bool = False):
+    """Train the `tokenizers` library's byte-pair encoding, configured as ours is."""
+    tokenizers = pytest.importorskip("tokenizers")
+    steps = [
+        tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        tokenizers.pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated"),
+    ]
+    their = tokenizers.Tokenizer(tokenizers.models.BPE())
+    their.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(steps[::-1] if words_first else steps)
+    their.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False
+    )
+    their.train_from_iterator((normalise(text) for text in texts), trainer)
+    return their
+
+
+def merges_of(their) -> list[tuple[bytes, bytes]]:
+    """Read the library's merges as bytes; their parts are a-z only."""
+    return [tuple(p.encode() for p in m) for m in json.loads(their.to_str())["model"]["merges"]]
+
+
+def captions() -> list[str]:
+    folder = Path(os.environ.get("MINIDALLE_DATA", "data")) / "captions"
+    if not folder.is_dir():
+        pytest.skip("set MINIDALLE_DATA to a folder with captions/")
+    return (folder / "coco_val2017_captions.txt").read_text("utf-8").splitlines()
+
+
+# --- normalise
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("  A Red\t\n square ", "a red square"),
+        ("caf\u00c3\u00a9 &amp; bar", "café & bar"),
+        ("“curly” ﬁne", '"curly" fine'),
+        ("\u3000wide\u00a0space\u2003", "wide space"),
+        ("pair \ud83d\ude00 and lone \ud83d \ude00!", "pair 😀 and lone \ufffd \ufffd!"),
+        ("", ""),
+        (" \n", ""),
+    ],
+)
+def test_normalise_repairs_and_lowers_these(text, want):
+    assert normalise(text) == want
+
+
+@unhurried
+@given(any_text | st.text(st.characters(max_codepoint=127)))
+def test_normalise_is_ftfy_then_white_space_then_lowercase(text):
+    assert normalise(text) == " ".join(ftfy.fix_text(text).split()).lower()
+    normalise(text).encode("utf-8")  # no surrogate is left
+
+
+@pytest.mark.parametrize("text", [None, b"a red square", 3])
+def test_normalise_refuses_what_is_no_str(text):
+    with pytest.raises(ValueError, match="must be a str"):
+        normalise(text)
+
+
+# --- training
+
+
+@pytest.mark.parametrize("texts", [SENTENCES, syllables(200, 0), ["a"], []])
+def test_merges_are_those_of_a_trainer_that_recounts(texts):
+    assert BPETokenizer.train(texts, 330).merges == recounted_merges(texts, 330)
+
+
+@unhurried
+@given(st.lists(st.text("abc ", max_size=20), max_size=12))
+def test_merges_of_repetitive_words_are_those_of_a_trainer_that_recounts(texts):
+    assert BPETokenizer.train(texts, 276).merges == recounted_merges(texts, 276)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_merges_are_the_librarys(seed):
+    texts = syllables(500, seed) + list(SENTENCES)
+    assert BPETokenizer.train(texts, 500).merges == merges_of(library_tokenizer(texts, 500))
+
+
+@settings(unhurried, max_examples=40)
+@given(st.lists(any_text | st.text("abc "), max_size=8))
+def test_merges_of_any_text_are_the_librarys(texts):
+    assert BPETokenizer.train(texts, 276).merges == merges_of(library_tokenizer(texts, 276))
+
+
+@pytest.mark.parametrize("words_first", [False, True])
+def test_merges_and_ids_of_coco_captions_are_the_librarys(words_first):
+    texts = captions()
+    ours, their = BPETokenizer.train(texts, 16_384), library_tokenizer(texts, 16_384, words_first)
+    assert ours.merges == merges_of(their)
+    assert len(ours.merges) > 9000
+    tokens = [their.id_to_token(i).encode() for i in range(256, their.get_vocab_size())]
+    assert ours.vocab[256:] == tokens
+
+
+def test_merges_happen_between_letters_only():
+    tokenizer = BPETokenizer.train(["1000 1000 it's it's é é -- -- 😀😀 ab"] * 9, 300)
+    assert sorted(tokenizer.merges) == [(b"a", b"b"), (b"i", b"t")]
+
+
+def test_training_reads_captions_once_and_keeps_none():
+    alive, most = 0, 0
+
+    class Caption(str):
+        def __del__(self):
+            nonlocal alive
+            alive -= 1
+
+    def stream():
+        nonlocal alive, most
+        for i in range(500):
+            alive += 1
+            most = max(most, alive)
+            yield Caption(f"a caption of number {i}")
+
+    BPETokenizer.train(stream(), 270)
+    assert most <= 2
+
+
+@pytest.mark.parametrize("size", [255, 0, -1, 2_000_000])
+def test_impossible_vocabulary_size_is_an_error(size):
+    with pytest.raises(ValueError, match=f"got {size}"):
+        BPETokenizer.train(SENTENCES, size)
+
+
+def test_one_str_is_not_a_corpus():
+    with pytest.raises(ValueError, match="one str"):
+        BPETokenizer.train("a red square", 300)
+
+
+def test_smallest_vocabulary_is_the_bytes():
+    tokenizer = BPETokenizer.train(SENTENCES, 256)
+    assert tokenizer.vocab_size == 256
+    assert tokenizer.encode("Añ b") == list("añ b".encode())
+
+
+# --- encoding and decoding
+
+
+@unhurried
+@given(any_text)
+def test_decode_gives_the_normalised_text_back(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == normalise(text)
+    assert all(0 <= i < tokenizer.vocab_size for i in ids)
+
+
+@unhurried
+@given(any_text | st.text("abcnst thei"))
+def test_encoding_is_pair_after_pair_by_rank(tokenizer, text):
+    want = plain_encode(tokenizer.merges, normalise(text))
+    assert [tokenizer.vocab[i] for i in tokenizer.encode(text)] == want
+
+
+@unhurried
+@given(any_text | st.text("abcnst thei") | st.lists(st.sampled_from(SENTENCES)).map(" ".join))
+def test_encoding_is_the_librarys(tokenizer, tmp_path_factory, text):
+    tokenizers = pytest.importorskip("tokenizers")
+    path = tmp_path_factory.getbasetemp() / "for_library.json"
+    if not path.exists():
+        tokenizer.save(path)
+    their = tokenizers.Tokenizer.from_file(str(path))
+    assert tokenizer.encode(text) == their.encode(normalise(text)).ids
+
+
+def test_encoding_of_coco_captions_is_the_librarys(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    texts = captions()
+    ours = BPETokenizer.train(texts[::3], 4096)
+    ours.save(tmp_path / "tokenizer.json")
+    their = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    want = their.encode_batch([normalise(text) for text in texts])
+    assert [ours.encode(text) for text in texts] == [encoding.ids for encoding in want]
+
+
+def test_a_space_is_one_token_and_two_words_never_share_one(tokenizer):
+    assert tokenizer.encode("the cats") == [*tokenizer.encode("the"), 32, *tokenizer.encode("cats")]
+
+
+def test_a_very_long_word_takes_no_quadratic_time():
+    tokenizer = BPETokenizer.train(["aaaa"], 258)  # aa, then aaaa
+    assert tokenizer.encode("a" * 200_003) == [257] * 50_000 + [256, ord("a")]
+
+
+def test_the_cache_does_not_grow_for_ever(tokenizer):
+    fresh = BPETokenizer(tokenizer.vocab, tokenizer.merges)
+    for start in range(0, 80_000, 1000):
+        fresh.encode(" ".join(map(str, range(start, start + 1000))))
+    fresh.encode("x" * 1000)
+    assert 0 < len(fresh._cache) <= 2**16
+    assert max(map(len, fresh._cache)) <= 64
+
+
+def test_a_copy_for_a_worker_encodes_alike(tokenizer):
+    want = tokenizer.encode(SENTENCES[0])
+    assert pickle.loads(pickle.dumps(tokenizer)).encode(SENTENCES[0]) == want
+    assert copy.deepcopy(tokenizer).encode(SENTENCES[0]) == want
+
+
+def test_decode_skips_pads_and_shows_broken_bytes(tokenizer):
+    assert tokenizer.decode(torch.tensor([104, 105, PAD, PAD])) == "hi"
+    assert tokenizer.decode([0xC3]) == "\ufffd"
+
+
+@pytest.mark.parametrize("i", [-2, 320])
+def test_decode_refuses_an_id_outside_the_vocabulary(tokenizer, i):
+    with pytest.raises(ValueError, match=f"id {i} "):
+        tokenizer.decode([97, i])
+
+
+def test_a_vocabulary_must_hold_bytes_and_products():
+    single = [bytes([b]) for b in range(256)]
+    with pytest.raises(ValueError, match="b'ab' is missing"):
+        BPETokenizer(single, [(b"a", b"b")])
+    with pytest.raises(ValueError, match="missing"):
+        BPETokenizer(single[1:], [])
+    with pytest.raises(ValueError, match="twice"):
+        BPETokenizer([*single, b"a"], [])
+
+
+# --- batches
+
+
+def test_a_batch_is_each_caption_then_pads(tokenizer):
+    texts = ["", *SENTENCES]
+    batch = tokenizer.encode_batch(texts, 100)
+    assert batch.dtype == torch.int64
+    assert batch.shape == (5, 100)
+    for row, text in zip(batch.tolist(), texts, strict=True):
+        ids = tokenizer.encode(text)
+        assert row == ids + [PAD] * (100 - len(ids))
+
+
+def test_a_long_caption_is_cut_and_its_length_known(tokenizer):
+    ids = tokenizer.encode(SENTENCES[0])
+    assert tokenizer.encode_batch([SENTENCES[0]], 7).tolist() == [ids[:7]]
+    assert tokenizer.lengths([SENTENCES[0], ""]) == [len(ids), 0]
+
+
+def test_no_captions_make_an_empty_batch(tokenizer):
+    assert tokenizer.encode_batch([], 7).shape == (0, 7)
+
+
+@pytest.mark.parametrize(("texts", "length"), [("a red square", 5), (["a"], 0)])
+def test_a_batch_of_one_str_or_no_length_is_an_error(tokenizer, texts, length):
+    with pytest.raises(ValueError, match="needs a list of captions"):
+        tokenizer.encode_batch(texts, length)
+
+
+# --- dropout
+
+
+def passing_over(word: tuple, ranks: dict, p: float) -> Counter:
+    """Return the probability of every outcome of algorithm 1 of Provilkov et al.
+
+    At each step every candidate is left out with chance p; the best that remains is merged.
+    """
+    pairs = [(ranks[word[i : i + 2]], i) for i in range(len(word) - 1) if word[i : i + 2] in ranks]
+    law = Counter({word: p ** len(pairs)})
+    for better, (_, i) in enumerate(sorted(pairs)):
+        merged = (*word[:i], word[i] + word[i + 1], *word[i + 2 :])
+        for outcome, chance in passing_over(merged, ranks, p).items():
+            law[outcome] += p**better * (1 - p) * chance
+    return law
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_follows_the_law_of_algorithm_1(tokenizer, p):
+    word, n = "banana", 2000
+    ranks = {pair: rank for rank, pair in enumerate(tokenizer.merges)}
+    law = passing_over(tuple(bytes([b]) for b in word.encode()), ranks, p)
+    generator = torch.Generator().manual_seed(0)
+    seen = Counter(
+        tuple(tokenizer.vocab[i] for i in tokenizer.encode(word, p, generator)) for _ in range(n)
+    )
+    assert set(seen) <= set(law)
+    assert math.isclose(sum(law.values()), 1)
+    for outcome, chance in law.items():
+        assert abs(seen[outcome] / n - chance) < 4 * math.sqrt(chance * (1 - chance) / n) + 1e-9
+
+
+@pytest.mark.parametrize("p", [0.05, 0.1, 0.5])
+def test_dropout_lengthens_as_the_librarys_does(tokenizer, tmp_path, p):
+    tokenizers = pytest.importorskip("tokenizers")
+    texts = SENTENCES * 100
+    tokenizer.save(tmp_path / "tokenizer.json")
+    their = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    their.model.dropout = p
+    want = sum(len(e.ids) for e in their.encode_batch([normalise(text) for text in texts]))
+    generator = torch.Generator().manual_seed(0)
+    batch = tokenizer.encode_batch(texts, 200, p, generator)
+    assert math.isclose((batch != PAD).sum(), want, rel_tol=0.02)
+    assert want > sum(tokenizer.lengths(texts))
+
+
+@unhurried
+@given(any_text, st.sampled_from([0.1, 0.5, 0.99]))
+def test_dropout_never_changes_the_text(tokenizer, text, p):
+    ids = tokenizer.encode(text, p, torch.Generator().manual_seed(0))
+    assert tokenizer.decode(ids) == normalise(text)
+
+
+@unhurried
+@given(any_text)
+def test_no_dropout_is_plain_and_full_dropout_is_bytes(tokenizer, text):
+    generator = torch.Generator().manual_seed(0)
+    state = generator.get_state()
+    assert tokenizer.encode(text, 0.0, generator) == tokenizer.encode(text)
+    assert torch.equal(generator.get_state(), state)
+    assert bytes(tokenizer.encode(text, 1.0, generator)) == normalise(text).encode()
+
+
+def test_dropout_is_decided_by_the_generator(tokenizer):
+    def draw(seed):
+        return tokenizer.encode_batch(SENTENCES, 120, 0.5, torch.Generator().manual_seed(seed))
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
+def test_dropout_outside_0_to_1_is_an_error(tokenizer, p):
+    with pytest.raises(ValueError, match="dropout must be from 0 to 1"):
+        tokenizer.encode("a", p)
