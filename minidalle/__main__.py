@@ -5,9 +5,16 @@ to run next. A mistake in the call is one line on stderr and exit status 2.
 """
 
 import argparse
+import itertools
+import os
+import sys
+import time
 from pathlib import Path
 
-from minidalle.config import PRESETS
+import torch
+
+from minidalle import data, demo, plot, stages
+from minidalle.config import PRESETS, Config, get_config
 
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 EXAMPLES = {
@@ -216,7 +223,7 @@ def _run_sharded(args: argparse.Namespace, config: Config, run: Path) -> None:
 
 
 def _next_command(stage: str, args: argparse.Namespace) -> str:
-    following = dict(zip(STAGES, STAGES[1:], strict=False))
+    following = dict(itertools.pairwise(STAGES))
     if stage in following:
         return f"python -m minidalle {following[stage]} {_options(args)}"
     return f'python -m minidalle generate "{demo.CAPTIONS[0]}" {_options(args)}'

@@ -151,10 +151,12 @@ def _attend_windows(q, k, v, text_k, text_v, mask) -> Tensor:
     q = q * q.shape[-1] ** -0.5
     k, v = _windows(k, rows), _windows(v, rows)  # (B, H, grid, R grid, K)
     to_text = (q.flatten(2, 3) @ text_k.mT).unflatten(2, q.shape[2:4])
-    to_image = (q @ k.mT).masked_fill(~mask, float("-inf"))
+    to_image = (q @ k.mT).masked_fill_(~mask, float("-inf"))
     weights = torch.cat([to_text, to_image], -1).softmax(-1)  # (B, H, grid, grid, text + R grid)
-    from_text = weights[..., :text_len].flatten(2, 3) @ text_v
-    return from_text.unflatten(2, q.shape[2:4]) + weights[..., text_len:] @ v
+    del to_text, to_image  # a third of the peak memory
+    on_text, on_image = weights.split([text_len, v.shape[3]], -1)
+    from_text = (on_text.flatten(2, 3) @ text_v).unflatten(2, q.shape[2:4])
+    return from_text + on_image @ v
 
 
 def _windows(x: Tensor, rows: int) -> Tensor:

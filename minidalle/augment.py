@@ -17,18 +17,17 @@ def area_resize(image: Tensor, height: int, width: int) -> Tensor:
     """
     if image.shape[-2:] == (height, width):
         return image
-    means = _area_means(_area_means(image.double(), height).mT, width).mT
-    return means.round().clamp(0, 255).to(torch.uint8).contiguous()
+    rows, columns = _overlaps(image.shape[-2], height), _overlaps(image.shape[-1], width)
+    means = rows @ image.float() @ columns.T  # (…, height, width)
+    return means.round().clamp(0, 255).to(torch.uint8)
 
 
-def _area_means(x: Tensor, size: int) -> Tensor:
-    """Return the means of x (…, H, W) over `size` equal stretches of its rows, (…, size, W)."""
-    height = x.shape[-2]
-    edges = torch.arange(size + 1, dtype=torch.float64) * height / size
-    pixel = edges.long().clamp(max=height - 1)  # (size + 1,) the pixel that each edge cuts
-    above = x.cumsum(-2) - x  # sum of all rows above
-    integral = above[..., pixel, :] + (edges - pixel)[:, None] * x[..., pixel, :]
-    return integral.diff(dim=-2) * size / height  # (…, size, W)
+def _overlaps(old: int, new: int) -> Tensor:
+    """Return how much of each new pixel each old one fills, (new, old); every row sums to 1."""
+    edges = torch.arange(new + 1, dtype=torch.float64)[:, None] * old / new
+    pixels = torch.arange(old, dtype=torch.float64)
+    shared = torch.minimum(edges[1:], pixels + 1) - torch.maximum(edges[:-1], pixels)
+    return (shared.clamp(min=0) * new / old).float()
 
 
 def centre_crop(image: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:

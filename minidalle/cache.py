@@ -28,7 +28,8 @@ class LayerCache:
         self.text_k, self.text_v = text_k, text_v
         offset = torch.arange(config.grid**2)
         seen = may_see(offset, torch.zeros_like(offset), kind, 0, config.grid, config.kernel)
-        self.offsets = offset[seen].to(text_k.device)  # how far back the mask reaches
+        self.offsets = offset[seen].to(text_k.device)  # how far back the mask reaches, ascending
+        self.counts = seen.cumsum(0).tolist()  # of those that do not leave the picture, per cell
         self.slots = config.grid**2 if kind == "column" else int(self.offsets[-1]) + 1
         captions, heads, _, width = text_k.shape
         shape = (captions, heads, samples, self.slots, width)
@@ -47,7 +48,7 @@ class LayerCache:
             return slice(top, top + cell // self.grid + 1)
         if self.kind == "row":
             return slice(0, min(cell + 1, self.slots))
-        return (cell - self.offsets[self.offsets <= cell]) % self.slots
+        return (cell - self.offsets[: self.counts[cell]]) % self.slots
 
     def put(self, cells: range, k: Tensor, v: Tensor) -> None:
         """Keep the keys and values of these cells, each (G, H, m or 1, cells, K)."""

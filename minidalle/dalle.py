@@ -93,6 +93,8 @@ class DALLE(nn.Module):
         """Return the weighted loss and its two parts, in nats per text or image token.
 
         batch: "text" (B, L), "tokens" (B, N). Each part is a mean over all tokens of its kind.
+        "text_count" (), optional: caption tokens to divide by, where this batch is one of several
+        equal parts of a larger one: the mean number per part.
         In training, `caption_dropout` empties captions with draws from `generator`.
         """
         text, image = batch["text"], batch["tokens"]
@@ -102,7 +104,8 @@ class DALLE(nn.Module):
             draws = torch.rand(len(text), 1, generator=generator, device=device).to(text.device)
             text = text.masked_fill(draws < self.config.caption_dropout, PAD)
         text_nats, image_nats = self.nats(text, image)
-        text_nats = text_nats.sum() / (text != PAD).sum().clamp(min=1)
+        count = batch.get("text_count", (text != PAD).sum().clamp(min=1))
+        text_nats = text_nats.sum() / count
         image_nats = image_nats.mean()
         metrics = {"text_nats": text_nats.detach(), "image_nats": image_nats.detach()}
         return w * text_nats + (1 - w) * image_nats, metrics

@@ -4,10 +4,12 @@ captioned.py says what a data set can do; shapes, public, cifar, emoji, folders,
 are the kinds; order.py says which pairs an update sees, and loader.py makes batches of them.
 """
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from minidalle import shapes
-from minidalle.captioned import Captioned, InMemory
+from minidalle.captioned import Captioned, InMemory, Unusable
 from minidalle.cifar import load_cifar
 from minidalle.config import Config
 from minidalle.emoji import load_emoji
@@ -17,8 +19,9 @@ from minidalle.public import load_digits
 from minidalle.shards import load_shards
 from minidalle.streams import Stream, is_url, load_stream
 
-__all__ = ["NAMES", "STAGES", "InMemory", "batches", "load"]
+__all__ = ["NAMES", "STAGES", "InMemory", "batches", "captions", "load"]
 
+STREAMED_CAPTIONS = 100_000  # enough for the tokenizer: a stream has no end
 NAMES = ("shapes", "mnist", "fashion_mnist", "cifar", "emoji", "folder")
 
 
@@ -71,3 +74,16 @@ def load_own(split: str, config: Config) -> Captioned | Stream:
     if not len(dataset):
         raise ValueError(f"no pair of {root} is left for {split!r}: add more pictures")
     return dataset
+
+
+def captions(dataset: Captioned | Stream) -> Iterator[str]:
+    """Yield the captions of a data set, for the tokenizer; of a stream its first 100,000."""
+    if isinstance(dataset, Stream):
+        for _, caption in islice(dataset.examples(workers=0), STREAMED_CAPTIONS):
+            yield caption
+        return
+    for i in range(len(dataset)):
+        try:
+            yield dataset.caption(i)
+        except Unusable as why:
+            dataset.pass_over(i, why)

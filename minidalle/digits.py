@@ -80,7 +80,7 @@ def draw(things: Things, n: int, seed: int, split: str) -> InMemory:
         for name in things.names
     }
     images, captions, attributes = np.empty((n, 3, SIDE, SIDE), np.uint8), [], []
-    small = area_resize(torch.from_numpy(things.pictures[:, 3:25, 3:25]), 16, 16).numpy()
+    small = area_resize(torch.tensor(things.pictures[:, 3:25, 3:25]), 16, 16).numpy()
     for i, u in enumerate(uniform):
         pair = things.at_most == 2 and u[0] < 0.5
         chosen = [i % len(things.pictures), int(u[1] * len(things.pictures))][: 1 + pair]

@@ -129,7 +129,9 @@ def _receive_some(url: str, part: Path) -> bool:
         total = start + int(length) if length else None
         _check_space(part, total and total - start)
         with (
-            tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem) as bar,
+            tqdm(
+                total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=None
+            ) as bar,
             _opened(part, "ab" if start else "wb") as file,
         ):
             while chunk := answer.read(CHUNK):

@@ -117,9 +117,7 @@ class Encoder(nn.Module):
         groups = _groups(widths, (3, 3, 3, 1), c.n_blocks, ("pool", lambda: nn.MaxPool2d(2)))
         output = OrderedDict(relu=nn.ReLU(), conv=Conv2d(widths[-1], c.vocab_size, 1))
         self.blocks = nn.Sequential(
-            OrderedDict(
-                input=Conv2d(CHANNELS, c.n_hid, 7), **groups, output=nn.Sequential(output)
-            )
+            OrderedDict(input=Conv2d(CHANNELS, c.n_hid, 7), **groups, output=nn.Sequential(output))
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -247,7 +245,8 @@ class DiscreteVAE(nn.Module):
             nll, kl = self.bound(images, vectors, logits)
             bounds[f"elbo_{name}"] = -(nll + kl * self.tokens_per_value).item()
         error = (self.decode(tokens) - images).square().mean()
-        return {**bounds, "psnr": -10 * error.log10().item(), **codebook_use(tokens, logits.shape[1])}
+        use = codebook_use(tokens, self.config.vocab_size)
+        return {**bounds, "psnr": -10 * error.log10().item(), **use}
 
 
 def codebook_use(tokens: Tensor, vocab_size: int) -> dict[str, float]:

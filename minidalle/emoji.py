@@ -43,8 +43,8 @@ def load_emoji(split: str, data: DataConfig) -> InMemory:
     if place is None or not place.exists():
         raise ValueError(
             f"no emoji at {place or 'emoji/ under MINIDALLE_DATA or data/'}: unpack a published "
-            "set there (github.com/googlefonts/noto-emoji, jdecked/twemoji or hfg-gmuend/openmoji), or "
-            "give its folder or archive as data.folder=PATH"
+            "set there (github.com: googlefonts/noto-emoji, jdecked/twemoji, hfg-gmuend/openmoji) "
+            "or give its folder or archive as data.folder=PATH"
         )
     arrays = sorted(place.glob("*_72.npz")) if place.is_dir() else []
     read = _from_arrays if arrays else _from_files
@@ -95,7 +95,7 @@ def _from_files(place: Path, _: list, size: int):
             tally.add(PurePosixPath(file).name, why)
     if not images:
         raise ValueError(
-            f"no emoji in {place}: of {len(files)} files {len(pictures)} are PNG files called after "
+            f"no emoji in {place}: of {len(files)} files {len(pictures)} are PNG files named by "
             f"code points, such as 1f600.png; {tally.line()}".rstrip("; ")
         )
     if tally.line():
@@ -120,9 +120,7 @@ def _open_set(place: Path) -> tuple[list[str], Callable[[str], bytes]]:
                 if member.isfile() and member.size <= MAX_BYTES
             }
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(
-            f"{place} is neither a folder nor a whole .zip or .tar: {error}"
-        ) from error
+        raise ValueError(f"{place} is no folder and no whole .zip or .tar") from error
     return sorted(held), held.__getitem__
 
 

@@ -9,15 +9,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from minidalle import metrics, shapes
-from minidalle.clip import pack_text
 from minidalle.dvae import codebook_use
-from minidalle.generate import Pipeline, sample
+from minidalle.generate import Pipeline
 from minidalle.judge import Judge
-
-N_FIRST = 64  # captions whose first pictures are kept, to be looked at
+from minidalle.pool import Pool, draw_pool, encode_captions, encode_pictures, rebuild
 
 
 @dataclass(frozen=True)
@@ -53,104 +50,41 @@ def cases_of(dataset, n: int) -> Cases:
     return Cases(torch.stack([p[0] for p in pairs]), [p[1] for p in pairs], known, known)
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Every candidate of every caption: images (C, P, 3, S, S) uint8, CLIP scores (C, P)."""
-
-    images: Tensor
-    scores: Tensor
-
-    def first(self) -> Tensor:
-        """One sample a caption, not chosen: (C, 3, S, S) float in [0, 1]."""
-        return self.images[:, 0] / 255
-
-    def best(self) -> Tensor:
-        """The sample that CLIP likes best, of each caption: (C, 3, S, S) float in [0, 1]."""
-        return self.images[torch.arange(len(self.images)), self.scores.argmax(1)] / 255
-
-
-@torch.inference_mode()
-def draw_pool(
-    pipeline: Pipeline,
-    captions: list[str],
-    candidates: int,
-    seed: int = 0,
-    temperature: float = 1.0,
-    batch_size: int = 128,
-    progress: bool = True,
-) -> Pool:
-    """Draw `candidates` pictures for every caption and score them.
-
-    Returns scores of NaN where the pipeline has no clip. Ctrl-C is not caught: half a pool would
-    be a biased one.
-    """
-    length = pipeline.dalle.config.text_len - 1
-    text = pipeline.tokenizer.encode_batch(captions, length)  # (C, L)
-    rows = text.repeat_interleave(candidates, 0)  # (C P, L)
-    generator = torch.Generator().manual_seed(seed)
-    towards = encode_texts(pipeline, text)  # (C, E) or None
-    images, scores = [], []
-    bar = tqdm(total=len(rows), desc="candidates", disable=None if progress else True)
-    for part in rows.split(batch_size):
-        tokens = sample(pipeline.dalle, part, len(part), temperature, generator=generator)
-        drawn = pipeline.dvae.decode(tokens).float()
-        owner = torch.arange(len(part)).add(sum(map(len, images))) // candidates
-        if towards is None:
-            scores.append(torch.full((len(part),), torch.nan))
-        else:
-            scores.append((pipeline.clip.encode_image(drawn) * towards[owner]).sum(1).cpu())
-        images.append((drawn * 255).round().byte().cpu())
-        bar.update(len(part))
-    bar.close()
-    shape = (len(captions), candidates)
-    return Pool(torch.cat(images).unflatten(0, shape), torch.cat(scores).view(shape))
-
-
-def encode_texts(pipeline: Pipeline, text: Tensor) -> Tensor | None:
-    """Place padded captions (C, L) on CLIP's sphere: (C, E), or None without a clip."""
-    if pipeline.clip is None:
-        return None
-    ids = pack_text(text, pipeline.clip.config).to(pipeline.clip.logit_scale.device)
-    return torch.cat([pipeline.clip.encode_text(part) for part in ids.split(256)])
-
-
-@torch.inference_mode()
-def rebuild(pipeline: Pipeline, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Send pictures (C, 3, S, S) uint8 through the dVAE: reconstructions in [0, 1], and tokens."""
-    device = pipeline.dalle.image_start.device
-    parts = [pipeline.dvae.tokens(part.to(device) / 255) for part in images.split(256)]
-    rebuilt = [pipeline.dvae.decode(part).float().cpu() for part in parts]
-    return torch.cat(rebuilt), torch.cat(parts).cpu()
+def draw_pools(
+    pipeline: Pipeline, cases: Mapping[str, Cases], candidates: int, seed: int = 0, **options
+) -> dict[str, Pool]:
+    """Draw the candidates of every kind of captions; options as `pool.draw_pool`."""
+    return {
+        kind: draw_pool(pipeline, some.captions, candidates, seed, **options)
+        for kind, some in cases.items()
+    }
 
 
 def evaluate(
     pipeline: Pipeline,
     judge: Judge | None,
     cases: Mapping[str, Cases] | None = None,
+    pools: Mapping[str, Pool] | None = None,
     n: int = 256,
     candidates: int = 16,
     seed: int = 0,
-    temperature: float = 1.0,
     progress: bool = True,
 ) -> dict:
-    """Measure a run on kinds of captions, toy scenes of seen and held-out pairs by default.
+    """Measure a run on kinds of captions: by default n toy scenes each of seen and held-out pairs.
 
-    Returns nested dicts of numbers, ready for JSON: for every kind of `cases` what `measure`
-    returns, and under "settings" how it was done. Shares carry 95% intervals over captions.
+    pools: candidates that were drawn already, by `draw_pools`; then `candidates` is theirs.
+    Returns nested dicts of numbers, ready for JSON: under "kinds" what `measure` returns for each
+    kind of `cases`, and under "settings" how it was done. Shares carry 95% intervals.
     Raises ValueError for fewer than two captions, or when candidates < 1.
     """
     if candidates < 1 or n < 2:
         raise ValueError(f"at least 1 candidate of 2 captions is needed, got {candidates=} {n=}")
-    if cases is None:
-        cases = toy_cases(n, seed)
-    kinds = {}
-    for name, some in cases.items():
-        pool = draw_pool(
-            pipeline, some.captions, candidates, seed, temperature, progress=progress
-        )
-        kinds[name] = measure(pipeline, judge, some, pool)
-    settings = {"candidates": candidates, "seed": seed, "temperature": temperature}
-    return {"settings": settings, "kinds": kinds}
+    cases = toy_cases(n, seed) if cases is None else cases
+    if pools is None:
+        pools = draw_pools(pipeline, cases, candidates, seed, progress=progress)
+    candidates = next(iter(pools.values())).scores.shape[1]
+    kinds = {kind: measure(pipeline, judge, some, pools[kind]) for kind, some in cases.items()}
+    return {"settings": {"candidates": candidates, "seed": seed}, "kinds": kinds}
 
 
 def measure(pipeline: Pipeline, judge: Judge | None, cases: Cases, pool: Pool) -> dict:
@@ -189,6 +123,7 @@ def accuracies(judge: Judge, cases: Cases, rebuilt: Tensor, pool: Pool) -> dict:
     read = judge.read(pool.images.flatten(0, 1) / 255)
     wanted = [w for w in cases.wanted for _ in range(P)]
     marks = metrics.right(read, wanted)
+    marks = {name: ms for name, ms in marks.items() if any(m is not None for m in ms)}
     true, again = judge.read(cases.images / 255), judge.read(rebuilt)
     found = {
         "true": metrics.accuracy(true, cases.attributes),
@@ -201,8 +136,9 @@ def accuracies(judge: Judge, cases: Cases, rebuilt: Tensor, pool: Pool) -> dict:
     if not pool.scores.isnan().any():
         found["best"] = {name: _over_pool(ms, pool, P) for name, ms in marks.items()}
         exact = torch.tensor(marks["exact"]).view(C, P)
-        curve = {k: metrics.best_of(pool.scores, exact, k) for k in metrics.powers_of_two(P)}
-        found["best_of"] = {str(k): metrics.estimate(v, C) for k, v in curve.items()}
+        found["best_of"] = {
+            str(k): _share_of_best(pool.scores, exact, k) for k in metrics.powers_of_two(P)
+        }
     return found
 
 
@@ -216,18 +152,21 @@ def _over_pool(marks: list[int | None], pool: Pool, k: int) -> dict[str, float]:
     C, P = pool.scores.shape
     asks = torch.tensor([m is not None for m in marks]).view(C, P)[:, 0]
     values = torch.tensor([m or 0 for m in marks]).view(C, P)[asks]
-    if k == 1:
+    if k == 1:  # needs no ranking, so no clip either
         return metrics.estimate(values.double().mean().item(), len(values))
-    return metrics.estimate(metrics.best_of(pool.scores[asks], values, k), len(values))
+    return _share_of_best(pool.scores[asks], values, k)
+
+
+def _share_of_best(scores: Tensor, marks: Tensor, k: int) -> dict[str, float]:
+    share = metrics.best_of(scores, marks, k)
+    return metrics.estimate(min(share, 1.0), len(marks))  # sums of weights round above 1
 
 
 @torch.inference_mode()
 def clip_scores(pipeline: Pipeline, cases: Cases, pool: Pool) -> dict[str, float]:
     """Mean cosine of caption and picture: of the true picture, one sample, the best sample."""
-    length = pipeline.dalle.config.text_len - 1
-    text = encode_texts(pipeline, pipeline.tokenizer.encode_batch(cases.captions, length))
-    parts = (cases.images / 255).to(text.device).split(256)
-    true = torch.cat([pipeline.clip.encode_image(part) for part in parts])
+    text = encode_captions(pipeline, cases.captions).cpu()
+    true = encode_pictures(pipeline, cases.images)
     return {
         "true": (true * text).sum(1).mean().item(),
         "one": pool.scores.mean().item(),
@@ -270,9 +209,10 @@ def likelihood(pipeline: Pipeline, cases: Cases, tokens: Tensor) -> dict[str, fl
     for x, z, y in zip(*(t.split(64) for t in (cases.images, tokens, text)), strict=True):
         z = z.to(device)
         text_ln, image_ln = pipe.dalle.log_likelihood(y.to(device), z.flatten(1))
-        mu, log_b = pipe.dvae.maps(z)
+        mu, log_b = pipe.dvae._decode_codes(pipe.dvae.code_vectors(z))
         pixels = metrics.pixel_nats(x, mu.float().cpu(), log_b.float().cpu())
-        sums += torch.stack([-text_ln.double().sum().cpu(), -image_ln.double().sum().cpu(), pixels.sum()])
+        costs = (-text_ln.double().cpu(), -image_ln.double().cpu(), pixels)
+        sums += torch.stack([cost.sum() for cost in costs])
     n_pixels = cases.images.numel() / 3
     bits = (sums / torch.tensor(2.0).log() / n_pixels).tolist()
     return {
@@ -284,18 +224,23 @@ def likelihood(pipeline: Pipeline, cases: Cases, tokens: Tensor) -> dict[str, fl
     }
 
 
-ROWS = (("true pictures", "true"), ("reconstructions", "rebuilt"), ("one sample", "one"), ("best of {}", "best"))
+ROWS = {
+    "true": "true pictures",
+    "rebuilt": "reconstructions",
+    "one": "one sample",
+    "best": "best of {}",
+}
 
 
 def table(numbers: dict) -> str:
-    """Lay the accuracies of `evaluate` out as text, percent with the interval of the last column."""
+    """Lay the accuracies of `evaluate` out as text: percent, and the interval of "exact"."""
     lines = []
     for kind, found in numbers["kinds"].items():
         if "one" not in found:
             continue
         names = list(found["one"])
         lines.append(f"{kind.replace('_', '-'):<18}" + "".join(f"{n:>11}" for n in names))
-        for title, key in ROWS:
+        for key, title in ROWS.items():
             if key not in found:
                 continue
             cells = "".join(f"{100 * found[key][n]['share']:11.1f}" for n in names)
@@ -311,7 +256,7 @@ def table(numbers: dict) -> str:
 def _summary(found: dict) -> str:
     cost, use = found["likelihood"], found["codebook"]
     return (
-        f"  {cost['bits_per_pixel']:.2f} bits per pixel; {cost['text_nats_per_token']:.2f} nats per "
-        f"text token, {cost['image_nats_per_token']:.2f} per image token; "
+        f"  {cost['bits_per_pixel']:.2f} bits per pixel; {cost['text_nats_per_token']:.2f} nats "
+        f"per text token, {cost['image_nats_per_token']:.2f} per image token; "
         f"{use['codes_used']:.0f} codes in use, perplexity {use['perplexity']:.0f}"
     )

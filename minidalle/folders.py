@@ -51,8 +51,7 @@ class Folder(Captioned):
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for file in self.files:
-            state = (self.root / file).stat()
-            digest.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
+            digest.update(f"{file}\0{file_state(self.root / file)}\0".encode("utf-8", "replace"))
         return digest.hexdigest()
 
 
@@ -62,6 +61,15 @@ def split_folder(root: Path, split: str) -> tuple[Path, bool]:
     if inside and split not in inside:
         raise ValueError(f"{root} has a folder {inside[0]!r} but none called {split!r}")
     return (root / split, True) if inside else (root, False)
+
+
+def file_state(path: Path) -> str:
+    """Return size and time of change: another state, another text."""
+    try:
+        state = path.stat()
+    except OSError:
+        return "gone"
+    return f"{state.st_size} {state.st_mtime_ns}"
 
 
 def load_folder(root: Path, split: str, data: DataConfig) -> Folder:
@@ -147,7 +155,7 @@ def what_is_in(root: Path) -> str:
 
 def name_hash(name: str) -> int:
     """Return a number from 0 to 2**32 - 1 that decides, for ever, which split a picture is in."""
-    return zlib.crc32(Path(name).with_suffix("").as_posix().encode("utf-8", "surrogateescape"))
+    return zlib.crc32(os.path.splitext(name)[0].encode("utf-8", "surrogateescape"))
 
 
 def in_split(hashes: np.ndarray, split: str, n_test: int) -> np.ndarray:

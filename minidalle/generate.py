@@ -22,7 +22,7 @@ from minidalle.logits import draw, guide, restrict
 from minidalle.tokenizer import PAD, BPETokenizer
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample(
     dalle: DALLE,
     text: Sequence[int] | Tensor,
@@ -132,7 +132,7 @@ def _prompt(prompt: Tensor | None, n: int, cells: int, vocab: int) -> Tensor:
     return prompt
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def complete_text(
     dalle: DALLE,
     text: Sequence[int],
@@ -235,7 +235,7 @@ class Pipeline:
         order = scores.argsort(descending=True, stable=True)[:n]
         return drawn[order], scores[order]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def score(self, caption: str, images: Tensor, batch_size: int = 64) -> Tensor:
         """Return CLIP's cosine of a caption and each of images (n, 3, H, W): (n,), NaN without."""
         if self.clip is None:
@@ -246,7 +246,7 @@ class Pipeline:
         parts = [self.clip.encode_image(part.to(device)) for part in images.split(batch_size)]
         return (torch.cat(parts) @ towards).cpu()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _decode(self, tokens: Tensor) -> Tensor:
         return self.dvae.decode(tokens).float().cpu()
 

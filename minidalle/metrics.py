@@ -39,7 +39,9 @@ def estimate(share: float, n: float) -> dict[str, float]:
     return {"share": share, "low": low, "high": high, "n": n}
 
 
-def right(found: Mapping[str, Sequence[str]], wanted: Sequence[Mapping[str, str]]) -> dict[str, list]:
+def right(
+    found: Mapping[str, Sequence[str]], wanted: Sequence[Mapping[str, str]]
+) -> dict[str, list]:
     """Mark each attribute of each picture: 1 right, 0 wrong, None where nothing was asked for.
 
     found maps an attribute to what was read, one a picture; wanted has a dict for each picture.
@@ -81,7 +83,7 @@ def best_of(scores: Tensor, values: Tensor, k: int) -> float:
     so every candidate counts and the estimate has no bias; k = 1 is the mean, k = P the best.
     Returns the mean over captions. Raises ValueError unless 1 <= k <= P and no score is NaN.
     """
-    C, P = scores.shape
+    P = scores.shape[1]
     if not 1 <= k <= P:
         raise ValueError(f"k must be between 1 and the {P} candidates there are, got {k}")
     if scores.isnan().any():
@@ -188,7 +190,8 @@ def nearest_pictures(samples: Tensor, training: Tensor, k: int = 1) -> tuple[Ten
 def nearest_features(samples: Tensor, training: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     """Find the training pictures nearest to each sample by CLIP.
 
-    Both are unit vectors, (N, E) and (M, E). Returns cosines (N, k), largest first, and rows (N, k).
+    Both are unit vectors, (N, E) and (M, E). Returns cosines (N, k), largest first, and row
+    numbers (N, k).
     """
     cosine, index = (samples @ training.T).topk(k)
     return cosine, index

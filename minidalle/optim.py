@@ -38,6 +38,8 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return half_cosine(config.lr, config.lr_end, step - config.warmup, length)
 
 
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
+
 # Words in the name of a parameter that is a table of learned vectors, held without nn.Embedding.
 VECTOR_WORDS = {
     "embedding", "embeddings", "embed", "position", "positions", "positional", "pad", "pads",
@@ -48,9 +50,9 @@ VECTOR_WORDS = {
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Split the trainable parameters into those that decay and those that do not.
 
-    Matrices and convolution kernels decay. Gains, biases and scalars (at most one dimension
-    above 1) and embeddings (an nn.Embedding, or a bare parameter whose name holds a word of
-    VECTOR_WORDS) do not.
+    The weights of linear layers and convolutions decay, and so do bare matrices. Gains, biases
+    and other vectors (at most one dimension above 1) and embeddings (an nn.Embedding, or a bare
+    parameter whose name holds a word of VECTOR_WORDS) do not.
     Returns two groups for an optimiser, "params" being (name, parameter) pairs.
     """
     decay, keep, seen = [], [], set()
@@ -66,6 +68,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def _decays(module: nn.Module, name: str, parameter: Tensor) -> bool:
+    if isinstance(module, LAYERS) and name == "weight":
+        return True
     if isinstance(module, nn.Embedding) or VECTOR_WORDS & set(name.lower().split("_")):
         return False
     return sum(size > 1 for size in parameter.shape) > 1

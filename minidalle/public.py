@@ -6,6 +6,7 @@ Origins, licences and checksums: data/README.md.
 
 import gzip
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +73,13 @@ def get(file: str) -> Path:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Return the uint8 array in a gzipped idx file, the format of MNIST."""
-    raw = gzip.decompress(path.read_bytes())
-    n_axes = raw[3] if raw[:3] == b"\0\0\x08" else 0
-    shape = np.frombuffer(raw, ">i4", count=n_axes, offset=4)
-    if not n_axes or len(raw) != 4 + 4 * n_axes + shape.prod():
-        raise ValueError(f"{path} is not an idx file of bytes")
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * n_axes).reshape(shape)
+    """Return the uint8 array in a gzipped idx file, MNIST's format. Raises ValueError."""
+    try:
+        raw = gzip.decompress(path.read_bytes())
+        shape = np.frombuffer(raw, ">i4", count=raw[3], offset=4)  # raw[3] is the number of axes
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole idx file of bytes: {error}") from error
 
 
 def load_digits(name: str, split: str, data: DataConfig, seed: int) -> InMemory:

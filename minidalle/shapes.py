@@ -22,13 +22,13 @@ COLOURS = {
     "purple": (146, 44, 190),
     "pink": (255, 150, 200),
 }
-SIZES = {"small": 5.5, "large": 8.5}  # radius in pixels
+SIZES = {"small": 6.2, "large": 10.4}  # radius in pixels
 POSITIONS = {  # centre in pixels (x, y), y grows downwards
-    "top left": (9.0, 9.0),
-    "top right": (23.0, 9.0),
+    "top left": (11.0, 11.0),
+    "top right": (21.0, 11.0),
     "middle": (16.0, 16.0),
-    "bottom left": (9.0, 23.0),
-    "bottom right": (23.0, 23.0),
+    "bottom left": (11.0, 21.0),
+    "bottom right": (21.0, 21.0),
 }
 BACKGROUNDS = {
     "white": (244, 244, 244),
@@ -70,8 +70,8 @@ TEMPLATES = (  # the first states every attribute in the plainest order
     "a {colour} {shape} in the {position}, {size}, on {background}",
     "a {size} {colour} {shape} on a {background} background",  # position left open
 )
-JITTER = 0.75  # pixels the centre may move, each way
-SIZE_JITTER = 0.04  # relative
+JITTER = 0.4  # pixels the centre may move, each way
+SIZE_JITTER = 0.02  # relative
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,9 @@ def draw(n: int, seed: int = 0, split: str = "train") -> Scenes:
         raise ValueError(f"n must be positive, got {n}")
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     uniform = rng.random((n, 16))  # one row a scene, one column a decision
-    pairs = [(s, c) for s in SHAPES for c in COLOURS if ((s, c) in HELD_OUT) == (split == "held_out")]
+    pairs = [
+        (s, c) for s in SHAPES for c in COLOURS if ((s, c) in HELD_OUT) == (split == "held_out")
+    ]
     attributes, captions = [], []
     for row in uniform:
         shape, colour = _pick(pairs, row[0])

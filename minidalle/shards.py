@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from minidalle.captioned import Captioned, Tally, Unusable
 from minidalle.config import DataConfig
-from minidalle.folders import split_folder, test_border, what_is_in
+from minidalle.folders import file_state, split_folder, test_border, what_is_in
 from minidalle.pictures import check_aspect, decode_picture, picture_size, read_caption
 from minidalle.tar_index import read_index
 
@@ -34,7 +34,10 @@ class Shards(Captioned):
 
         def entries(shard: int) -> np.ndarray:
             index, _ = read_index(paths[shard])
-            return index[choose(index)]
+            index = index[choose(index)]
+            if len(index) != counts[shard]:
+                raise Unusable("tar that was changed since the start")
+            return index
 
         # A dropped file is closed by Python once no reader holds it: safe with many threads.
         self._file = lru_cache(OPEN_FILES)(lambda shard: paths[shard].open("rb", buffering=0))
@@ -48,13 +51,12 @@ class Shards(Captioned):
 
     def name(self, i: int) -> str:
         shard, place = self._find(i)
-        return f"{self.paths[shard].name} at byte {self._entries(shard)['picture'][place]}"
+        return f"{self.paths[shard].name} pair {place}"
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.key.encode())
         for path in self.paths:
-            state = path.stat()
-            digest.update(f"{path.name}\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
+            digest.update(f"{path.name}\0{file_state(path)}\0".encode())
         return digest.hexdigest()
 
     def _find(self, i: int) -> tuple[int, int]:
@@ -134,7 +136,7 @@ def _why_not(path: Path, entry: np.void, data: DataConfig) -> Unusable:
     """Read a pair again to find out what is wrong with it."""
     try:
         with path.open("rb", buffering=0) as file:
-            if not entry["picture_size"]:
+            if not entry["picture"]:
                 raise Unusable("no picture")
             caption = read_at(file, int(entry["caption"]), int(entry["caption_size"]))
             read_caption(caption if entry["caption"] else None, data.min_caption)

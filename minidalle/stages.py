@@ -16,7 +16,7 @@ from tqdm import tqdm
 from minidalle import data, plot
 from minidalle.checkpoint import config_from_json, config_to_json, load_model, write_atomically
 from minidalle.clip import CLIP
-from minidalle.config import Config
+from minidalle.config import PRESETS, Config
 from minidalle.dalle import DALLE
 from minidalle.dvae import DiscreteVAE
 from minidalle.generate import sample
@@ -72,10 +72,10 @@ def load_stage(run: Path, stage: str, device: str | torch.device = "cpu"):
     """
     folder = Path(run) / stage
     if not (folder / product(stage)).is_file():
-        preset = Path(run).name
+        name = Path(run).name
+        where = f"--preset {name}" if name in PRESETS else f"--run {run}"
         raise MissingStage(
-            f"no {stage} in {run}: train it first with `python -m minidalle {stage} "
-            f"--preset {preset}`"
+            f"no {stage} in {run}: train it first with `python -m minidalle {stage} {where}`"
         )
     if stage == "tokenizer":
         return BPETokenizer.load(folder / product(stage))
@@ -146,10 +146,11 @@ def build(config: Config, stage: str) -> nn.Module:
 
 
 def _check_dvae(config: Config, dvae: DiscreteVAE) -> None:
-    if (dvae.config.grid, dvae.config.vocab_size) != (config.dalle.grid, config.dalle.image_vocab):
+    found, wanted = dvae.config, config.dalle
+    if (found.grid, found.vocab_size) != (wanted.grid, wanted.image_vocab):
         raise ValueError(
-            f"the trained dvae gives a grid of {dvae.config.grid} with {dvae.config.vocab_size} "
-            f"codes, but dalle.grid={config.dalle.grid}, dalle.image_vocab={config.dalle.image_vocab}"
+            f"the trained dvae gives a grid of {found.grid} with {found.vocab_size} codes, but "
+            f"dalle.grid={wanted.grid} and dalle.image_vocab={wanted.image_vocab}"
         )
 
 

@@ -58,7 +58,7 @@ def load_stream(url: str, split: str, data: DataConfig) -> "Stream | InMemory":
 
 
 class Stream(IterableDataset):
-    """Endless (name, (3, S, S) uint8 picture, caption), or (name, None, Unusable) for a bad pair."""
+    """Endless (name, (3, S, S) uint8 picture, caption); a bad pair is (name, None, Unusable)."""
 
     split = "train"
 

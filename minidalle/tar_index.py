@@ -5,12 +5,13 @@ SHARD.tar.idx.npy, says where their bytes lie and what the filters need to know.
 Source: the format is that of Aizman et al. 2020, arXiv:2001.01858; the index is ours.
 """
 
-import os
+import contextlib
 import tarfile
 from pathlib import Path
 
 import numpy as np
 
+from minidalle.arrays import load_array, save_array
 from minidalle.captioned import Unusable
 from minidalle.folders import name_hash
 from minidalle.pictures import ENDINGS, picture_size, read_caption
@@ -27,6 +28,7 @@ ENTRY = np.dtype(
         ("hash", "<u4"),  # of the key: decides the split
     ]
 )
+BLOCK = 512  # bytes of a header in a tar
 HEAD = 65_536  # bytes of a picture that are read for its size at first
 
 
@@ -38,45 +40,32 @@ def read_index(path: Path) -> tuple[np.ndarray, bool]:
     """
     beside = path.with_name(f"{path.name}.idx.npy")
     state = path.stat()
-    try:
-        table = np.load(beside, allow_pickle=False)
-        # Row 0 is not a pair: it says of which state of the tar this is the index.
-        if table.dtype == ENTRY and (table["picture"][0], table["caption"][0]) == (
-            state.st_size,
-            state.st_mtime_ns,
-        ):
-            return table[1:], bool(table["width"][0])
-    except (OSError, ValueError, EOFError, IndexError):
-        pass  # none there, or a broken one
-    entries, whole = make_index(path)
+    # Row 0 is no pair: it says of which state of the tar this is the index, and if it is whole.
     head = np.zeros(1, ENTRY)
-    head["picture"], head["caption"], head["width"] = state.st_size, state.st_mtime_ns, whole
-    _write_aside(beside, np.concatenate([head, entries]))
+    head["picture"], head["caption"] = state.st_size, state.st_mtime_ns
+    table = load_array(beside, ENTRY)
+    state_names = ["picture", "caption"]
+    if table is not None and len(table) and table[0][state_names] == head[0][state_names]:
+        return table[1:], bool(table["width"][0])
+    entries, whole = make_index(path)
+    head["width"] = whole
+    with contextlib.suppress(OSError):  # a read-only or full folder costs the index, not the run
+        save_array(beside, np.concatenate([head, entries]))
     return entries, whole
-
-
-def _write_aside(path: Path, table: np.ndarray) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("wb") as file:
-            np.save(file, table)
-        aside.replace(path)
-    except OSError:  # a read-only or full folder costs the index, not the run
-        aside.unlink(missing_ok=True)
 
 
 def make_index(path: Path) -> tuple[np.ndarray, bool]:
     """Walk through a tar and return its index and whether it is whole."""
-    pairs: dict[str, np.ndarray] = {}
-    size, whole = path.stat().st_size, True
+    pairs: dict[str, np.ndarray] = {}  # key -> (1,) ENTRY
+    size = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as tar, path.open("rb") as file:
             for member in tar:
                 tar.members = []  # tarfile would keep them all
                 if member.isfile() and member.offset_data + member.size <= size:
                     _note(pairs, file, member)
-                elif member.isfile():
-                    whole = False
+            file.seek(tar.offset)  # two blocks of zeros must end a tar; without them it was cut
+            whole = file.read(BLOCK) == bytes(BLOCK)
     except (tarfile.TarError, OSError, EOFError):
         whole = False  # what came before the break still counts
     entries = np.concatenate([np.zeros(0, ENTRY), *pairs.values()])

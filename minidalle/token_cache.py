@@ -5,7 +5,6 @@ of another dVAE, or of other pictures, are never taken for these.
 """
 
 import hashlib
-import os
 import warnings
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from minidalle.arrays import load_array, save_array
 from minidalle.augment import centre_crop
 from minidalle.captioned import Captioned, Unusable
 
@@ -40,14 +40,10 @@ def all_tokens(dataset: Captioned, dvae: torch.nn.Module, folder: Path | None) -
     if folder is None:
         return _compute(dataset, dvae)
     path = folder / f"tokens-{dataset.split}-{token_key(dvae, dataset)}.npy"
-    try:
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-        if tokens.dtype == np.uint16 and len(tokens) == len(dataset):
-            return tokens
-    except (OSError, ValueError, EOFError):
-        pass  # none there, or a broken one
-    tokens = _compute(dataset, dvae)
-    _write_aside(path, tokens)
+    tokens = load_array(path, np.uint16, mmap=True)
+    if tokens is None or len(tokens) != len(dataset):
+        tokens = _compute(dataset, dvae)
+        _keep(path, tokens)
     return tokens
 
 
@@ -56,31 +52,26 @@ def no_token(tokens: np.ndarray) -> int:
     return int(np.iinfo(tokens.dtype).max)
 
 
-def _write_aside(path: Path, tokens: np.ndarray) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+def _keep(path: Path, tokens: np.ndarray) -> None:
+    """Write the file and delete those of the same split that it replaces."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            np.save(file, tokens)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        save_array(path, tokens)
         for old in path.parent.glob(f"{path.name.rsplit('-', 1)[0]}-*.npy"):
             if old != path:
                 old.unlink(missing_ok=True)
     except OSError as error:  # a full disk costs the cache, not the run
-        aside.unlink(missing_ok=True)
         warnings.warn(f"image tokens are not kept: cannot write {path}: {error.strerror or error}")
 
 
 def _compute(dataset: Captioned, dvae: torch.nn.Module) -> np.ndarray:
     parts = []
-    for start in tqdm(range(0, len(dataset), CHUNK), desc="image tokens", unit="batch"):
+    for start in tqdm(
+        range(0, len(dataset), CHUNK), desc="image tokens", unit="batch", disable=None
+    ):
         rows = range(start, min(start + CHUNK, len(dataset)))
         pictures = [_picture(dataset, i) for i in rows]
-        size = dataset.size
-        blank = torch.zeros(3, size, size, dtype=torch.uint8)
-        images = torch.stack([blank if picture is None else picture for picture in pictures])
+        blank = torch.zeros(3, dataset.size, dataset.size, dtype=torch.uint8)
+        images = torch.stack([blank if p is None else p for p in pictures])  # (rows, 3, S, S)
         tokens = encode(dvae, images)  # (rows, G * G)
         part = tokens.numpy().astype(np.uint16)
         part[[i for i, picture in enumerate(pictures) if picture is None]] = no_token(part)

@@ -73,7 +73,7 @@ def fit(
     Raises TrainingError, Stopped, or ValueError where the folder holds a run of another
     configuration.
     """
-    folder = _make_folder(folder)
+    folder = _check(folder, model, seed, device)
     model.to(device).train()
     optimizer = optimizer or make_optimizer(model, config)
     average = Average(model, config.ema_decay, config.ema_every)
@@ -84,17 +84,16 @@ def fit(
     run = Run(folder, live, checkpoints, config, known)
 
     journal = Journal(folder, is_main=is_main, tensorboard=tensorboard)
-    with journal, _stop_signals() as signals, _memory_advice(config), _own_randomness():
+    with journal, _stop_signals() as signals, _memory_advice(config), _globals(device) as others:
         run.start(journal, resume)
         for step, batch in zip(range(run.step, config.steps), batches(run.step), strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config)
 
             metrics = Counter()
-            batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-            for part, examples in enumerate(_split(batch, config.accumulate)):
-                torch.manual_seed(_mix(seed, step, part))  # for nn.Dropout and its like
-                generator.manual_seed(_mix(seed, step, part))
+            for part, examples in enumerate(_split(batch, config.accumulate, device)):
+                for source in (generator, *others):
+                    source.manual_seed(_mix(seed, step, part))
                 with _precision(config.precision, device):
                     loss, found = model.loss(examples, step, generator)
                 (loss / config.accumulate).backward()
@@ -120,7 +119,16 @@ def fit(
         return run.finish(run_config)
 
 
-def _make_folder(folder: str | Path) -> Path:
+def _check(folder: str | Path, model: nn.Module, seed: int, device) -> Path:
+    """Raise ValueError for what could only fail later; make the folder and return it."""
+    if not isinstance(seed, int):
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"{device=} cannot be used: {str(error).splitlines()[0]}") from error
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"{type(model).__name__} has no trainable parameter")
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"a run needs a folder, and {folder} is a file")
@@ -142,11 +150,14 @@ def _identity(config: TrainConfig, run_config: Config | None, seed: int) -> dict
     return json.loads(json.dumps(parts | {stage: train}))
 
 
-def _split(batch: dict[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
-    """Cut a batch into `parts` equal ones along its first dimension."""
+def _split(batch: dict[str, Tensor], parts: int, device) -> list[dict[str, Tensor]]:
+    """Cut a batch into `parts` equal ones along its first dimension, and move them to `device`."""
+    if not isinstance(batch, dict) or not batch:
+        raise ValueError(f"a batch must be a dict of tensors, got {batch!r:.80}")
     size = len(next(iter(batch.values())))
     if size % parts:
         raise ValueError(f"a batch of {size} cannot be split into accumulate={parts} equal parts")
+    batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     return [
         {name: value.narrow(0, start, size // parts) for name, value in batch.items()}
         for start in range(0, size, size // parts)
@@ -197,11 +208,17 @@ class _stop_signals:
 
 
 @contextmanager
-def _own_randomness():
-    """Leave torch's own generators after the run as they were before it."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices):
-        yield
+def _globals(device: str | torch.device):
+    """Yield torch's own generators, which nn.Dropout draws from, and restore them afterwards."""
+    device = torch.device(device)
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        torch.cuda.init()
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [g.get_state() for g in generators]
+    yield generators
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """A process to kill: trains a tiny model in a folder, over and over, on the orders of a test.
 
-For each line on stdin, 'FOLDER STEPS SLOW', it forks a child that calls `fit` and prints its pid;
-when the child is gone it prints how. SLOW seconds are added to every flush of a save, so that most
-kills hit one. Forking after the imports makes one of many starts cheap.
+For each line on stdin, 'FOLDER STEPS SLOW', it forks a child that calls `fit`, and prints its pid,
+'started' when the first batch is asked for, and the exit code when it is gone. SLOW seconds are
+added to every flush of a save, so that many kills hit one. Forking after the imports makes one of
+many starts cheap.
 """
 
 import os
@@ -77,13 +78,18 @@ def main():
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
+def _announced(start):
+    print("started", flush=True)
+    yield from batches(start)
+
+
 def _train(folder, steps, slow):
     flush = checkpoint._flush
     checkpoint._flush = lambda path: (time.sleep(slow), flush(path))
     code = 0
     try:
         model = Tiny()
-        fit(model, batches, tiny_config(steps), folder, evaluate=evaluate)
+        fit(model, _announced, tiny_config(steps), folder, evaluate=evaluate)
         checkpoint.save_tensors(folder / "averaged.safetensors", model.state_dict(), {})
     except Stopped as stopped:
         print(stopped, file=sys.stderr, flush=True)

@@ -44,3 +44,191 @@ def examples(step: int, rank: int = 0, world: int = 1, size: int = 8) -> dict[st
     noise = torch.randint(0, 2, (size, 64), generator=g)
     tokens = (word * 7 + torch.arange(64) + noise) % 256
     return {"text": text[rank::world], "tokens": tokens[rank::world]}
+
+
+def build(mesh, config=None, precision_name="float32") -> DALLE:
+    """A sharded DALLE with its first weights."""
+    with torch.device("meta"):
+        model = DALLE((config or tiny()).dalle)
+    sharding.shard(model, mesh, precision_name)
+    sharding.fill(model, "cpu", 0)
+    return model
+
+
+def train(model, folder, config=None, rank=None, world=None, **options) -> list[dict]:
+    """Run fit over all processes; return the lines of its log."""
+    config = config or tiny()
+    rank, world = dist.get_rank(), dist.get_world_size()
+    team = options.pop("team", None) or launch.Team(model, config.train_dalle)
+    options = {"clip": team.clip, "checkpoints": NoCheckpoints()} | options
+    fit(
+        model,
+        lambda start: (examples(step, rank, world) for step in count(start)),
+        config.train_dalle,
+        folder,
+        agree=team.agree,
+        is_main=rank == 0,
+        **options,
+    )
+    dist.barrier()
+    return log(folder)
+
+
+def log(folder) -> list[dict]:
+    """The rows of a run's log without its times."""
+    rows = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+class NoCheckpoints:
+    """A run that is not kept."""
+
+    def load_latest(self, *state):
+        return None
+
+    def save(self, *state):
+        pass
+
+    def finish(self, *state):
+        pass
+
+
+def sharded(out: Path) -> dict:
+    """Two processes: plain sharding, accumulation, float16, updates in the backward pass."""
+    mesh = sharding.make_mesh("cpu")["shard"]
+    found = {"plain": train(build(mesh), out / "plain")}
+    found["mesh"] = [str(p) for p in next(build(mesh).parameters()).placements]
+
+    config = tiny(accumulate=2)
+    found["accumulate"] = train(build(mesh), out / "accumulate", config)
+
+    found["bfloat16"] = train(
+        build(mesh, precision_name="bfloat16"), out / "bfloat16", tiny(precision="bfloat16")
+    )
+
+    model, config = build(mesh), tiny()
+    team = launch.Team(model, config.train_dalle)
+    team.scales = precision.ResblockScales(model)
+    found["float16"] = train(model, out / "float16", config, team=team, max_bad=1000)
+
+    config = tiny(clip_norm=0.0)
+    found["unclipped"] = train(build(mesh), out / "unclipped", config)
+    model = build(mesh)
+    optimizer = memory.BackwardAdamW(
+        memory.parameter_groups(model, 0.05), config.train_dalle, moments=torch.float32
+    )
+    options = {"optimizer": optimizer, "clip": optimizer.end_update}
+    found["in_backward"] = train(model, out / "in_backward", config, **options)
+    found["gather"] = gathered_gradient()
+    return found
+
+
+def gathered_gradient() -> float:
+    """The largest difference of CLIP's gradient from that of one big batch."""
+    from minidalle import stages
+
+    config = get_config("toy")
+    g = torch.Generator().manual_seed(0)
+    batch = {
+        "images": torch.rand(8, 3, 32, 32, generator=g),
+        "text": torch.randint(0, 500, (8, 31), generator=g),
+    }
+    alone, shared = stages.build(config, "clip"), launch._copied(config, "clip", "cpu")
+    alone.loss(batch, 0)[0].backward()
+    rank, world = dist.get_rank(), dist.get_world_size()
+    mine = {k: v.chunk(world)[rank] for k, v in batch.items()}
+    shared.loss(mine, 0)[0].backward()
+    sharding.average_gradients(shared)
+    pairs = zip(alone.parameters(), shared.parameters(), strict=True)
+    return max((a.grad - b.grad).abs().max().item() for a, b in pairs)
+
+
+def compressed(out: Path) -> dict:
+    """Four processes as two nodes of two: native hybrid sharding against PowerSGD."""
+    mesh = sharding.make_mesh("cpu", nodes=2)
+    found = {"native": train(build(mesh), out / "native")}
+    model = build(mesh["shard"])
+    powersgd.compress(model, mesh, 0)
+    found["whole"] = train(model, out / "whole")
+
+    model = build(mesh["shard"])
+    exact = powersgd.compress(model, mesh, 32, start=2)
+    for state in exact.states:
+        state.min_compression_rate = 0.0  # else torch does not compress at full rank
+        state.matrix_approximation_rank = 10_000
+    found["full rank"] = train(model, out / "full")
+    found["thin rank"] = counted(mesh, out)
+    found["held"] = held(mesh, out)
+    return found
+
+
+def counted(mesh, out: Path) -> dict:
+    """Bytes between nodes with and without compression, and whether replicas stay equal."""
+    bytes_sent, config = {}, tiny()
+    group = mesh["replicate"].get_group()
+    for rank in (0, 8):
+        model = build(mesh["shard"])
+        states = powersgd.compress(model, mesh, rank, start=2).states
+        for state in states:
+            state.iter = state.start_powerSGD_iter
+        with powersgd.CountedBytes(group) as seen:
+            train(model, out / f"rank-{rank}", config)
+        bytes_sent[rank] = seen.total / STEPS
+    sums = torch.stack([p.to_local().double().sum() for p in model.parameters()])
+    other = sums.clone()
+    dist.all_reduce(other, op=dist.ReduceOp.MAX, group=group)
+    return {"bytes": bytes_sent, "equal": torch.equal(sums, other)}
+
+
+def held(mesh, out: Path) -> dict:
+    """An accumulated batch sends its gradients once."""
+    found = {}
+    for parts in (1, 2):
+        model, config = build(mesh["shard"]), tiny(accumulate=parts)
+        team = launch.Team(model, config.train_dalle)
+        powersgd.compress(model, mesh, 0, team.is_last_part)
+        with powersgd.CountedBytes(mesh["replicate"].get_group()) as seen:
+            rows = train(model, out / f"held-{parts}", config, team=team)
+        found[parts] = {"bytes": seen.total, "rows": rows}
+    return found
+
+
+def resumed(out: Path, steps: str, compress: str = "0") -> dict:
+    """Train on to update `steps` in the folder out / 'run', from what is there."""
+    config = tiny(steps=int(steps), lr_steps=STEPS, save_every=2)
+    rank = int(compress)
+    mesh = sharding.make_mesh("cpu", nodes=2 if rank else 1)
+    model, local = build(mesh["shard"]), {}
+    if rank:
+        local["powersgd"] = powersgd.compress(model, mesh, rank, start=2)
+    folder = out / "run"
+    checkpoints = ShardedCheckpoints(folder / "checkpoints", 2, config, local)
+    train(model, folder, config, checkpoints=checkpoints)
+    checkpoints.finish(model, config)
+    return {"rows": log(folder)}
+
+
+def slow_run(out: Path) -> dict:
+    """A run that saves after every update and says so, to be killed."""
+    config = tiny(steps=12, lr_steps=12, save_every=1)
+    model = build(sharding.make_mesh("cpu")["shard"])
+    folder = out / "run"
+    checkpoints = ShardedCheckpoints(folder / "checkpoints", 2, config)
+    train(model, folder, config, checkpoints=checkpoints)
+    checkpoints.finish(model, config)
+    return {"rows": log(folder)}
+
+
+def main() -> None:
+    name, out, *arguments = sys.argv[1:]
+    torch.set_num_threads(1)
+    sharding.start("cpu", timeout=120)
+    found = globals()[name](Path(out), *arguments)
+    if dist.get_rank() == 0:
+        (Path(out) / f"{name}.json").write_text(json.dumps(found))
+    sharding.finish()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()

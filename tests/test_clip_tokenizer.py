@@ -14,7 +14,9 @@ MERGES = (
     "i n,t h,th e</w>,in g</w>,in t,a t</w>,c at</w>,s at</w>,int o</w>,i n</w>,1 2,! !,' s</w>"
 )
 PATTERN = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-any_text = st.text(st.characters()) | st.text("incathegso'T 12!é😀ſ&#;")
+# Whether a code point that Unicode gave out lately is a letter, libraries disagree.
+known = st.characters(exclude_categories=("Cn",))
+any_text = st.text(known) | st.text("incathegso'T 12!é😀ſ&#;")
 unhurried = settings(deadline=None)
 
 

@@ -1,4 +1,4 @@
-"""The joint stream: its size, its states, its likelihood, and that nothing leaks from later tokens."""
+"""The joint stream: its size, its states, its likelihood, and no leak from later tokens."""
 
 import itertools
 import math
@@ -153,6 +153,17 @@ def test_loss_is_an_eighth_text_and_seven_eighths_image():
     torch.testing.assert_close(metrics["text_nats"], text_nats.detach())
     torch.testing.assert_close(metrics["image_nats"], image_nats.detach())
     torch.testing.assert_close(loss, text_nats / 8 + image_nats * 7 / 8)
+
+
+def test_losses_of_two_parts_average_to_that_of_the_whole():
+    model, (text, image) = make(), pair(batch=4)
+    whole, _ = model.loss({"text": text, "tokens": image}, 0)
+    count = (text != PAD).sum() / 2
+    parts = [
+        model.loss({"text": t, "tokens": i, "text_count": count}, 0)[0]
+        for t, i in zip(text.split(2), image.split(2), strict=True)
+    ]
+    torch.testing.assert_close(sum(parts) / 2, whole)
 
 
 def test_loss_of_captions_that_are_all_empty_is_finite():

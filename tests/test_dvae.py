@@ -56,7 +56,9 @@ def test_logit_laplace_is_the_law_of_a_sigmoid_of_a_laplace_variable():
 def test_logit_laplace_integrates_to_one(mu, log_b):
     x = torch.linspace(1e-6, 1 - 1e-6, 2_000_001, dtype=torch.float64)
     at = torch.full_like(x, mu), torch.full_like(x, log_b)
-    assert torch.trapezoid(torch.exp(-logit_laplace_nll(x, *at)), x).item() == pytest.approx(1, abs=1e-3)
+    assert torch.trapezoid(torch.exp(-logit_laplace_nll(x, *at)), x).item() == pytest.approx(
+        1, abs=1e-3
+    )
 
 
 def test_logit_laplace_gradient_is_the_finite_difference():

@@ -1,6 +1,7 @@
 """Real processes, killed at random moments and resumed, end like one that was never stopped."""
 
 import contextlib
+import functools
 import os
 import random
 import signal
@@ -27,15 +28,22 @@ class Server:
             text=True, bufsize=1, env=environment,
         )  # fmt: skip
 
-    def train(self, folder, steps, slow=0.0, kill=None, when=lambda: None):
-        """Let a child train; send it the signal `kill` once `when` returns. Returns its exit code."""
+    def train(self, folder, steps, slow=0.0, kill=None, started=True, wait=lambda: None):
+        """Let a child train. Send it the signal `kill` once it has started and `wait` returns.
+
+        Returns its exit code.
+        """
         self.process.stdin.write(f"{folder} {steps} {slow}\n")
-        pid = int(self.process.stdout.readline())
+        pid, line = int(self.process.stdout.readline()), ""
+        if started:
+            line = self.process.stdout.readline()
         if kill is not None:
-            when()
+            wait()
             with contextlib.suppress(ProcessLookupError):  # it was done already
                 os.kill(pid, kill)
-        return int(self.process.stdout.readline())
+        while line in ("", "started\n"):
+            line = self.process.stdout.readline()
+        return int(line)
 
     def __enter__(self):
         return self
@@ -44,6 +52,12 @@ class Server:
         self.process.stdin.close()
         self.process.wait(60)
         self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Server(tmp_path_factory.mktemp("server") / "errors.txt") as server:
+        yield server
 
 
 def _files(folder):
@@ -58,51 +72,71 @@ def _tensors(path):
     return data[8 + int.from_bytes(data[:8], "little") :]
 
 
-def _kill_often(tmp_path, kills, steps, seed):
-    """Kill a run `kills` times, then let it end.
+def _kill_often(server, tmp_path, kills, steps, seed):
+    """Kill runs `kills` times in all, let each end, and compare it with one that was not killed.
 
-    Returns (exit codes of the killed, how often a save was hit, whether it equals the whole run).
+    Returns the exit codes of the killed, how many saves were hit, and what they said.
     """
-    chance = random.Random(seed)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    codes, in_save = [], 0
-    with Server(tmp_path / "errors.txt") as server:
-        assert server.train(whole, steps) == 0, server.errors.read_text()
+    chance, codes, hits = random.Random(seed), [], 0
+    whole = tmp_path / "whole"
+    assert server.train(whole, steps) == 0, server.errors.read_text()
+    for number in range(10 * kills):
+        broken = tmp_path / f"broken{number}"
         while len(codes) < kills:
-            kill = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-            slow = chance.choice([0.0, 0.02])
-            seconds = chance.uniform(0.02, 0.3)
-            codes.append(server.train(broken, steps, slow, kill, lambda s=seconds: time.sleep(s)))
-            in_save += bool(list(broken.glob("checkpoints/*.tmp")))
-        assert server.train(broken, steps) == 0, server.errors.read_text()
-    assert not list(broken.glob("checkpoints/*.tmp"))
-    assert _files(broken) == _files(whole)
-    return codes, in_save, server.errors.read_text()
+            code, hit = _kill_once(server, broken, steps, chance)
+            hits += hit
+            if code == 0:  # it was done before the signal came
+                break
+            codes.append(code)
+        else:
+            assert server.train(broken, steps) == 0, server.errors.read_text()
+        assert not list(broken.glob("checkpoints/*.tmp"))
+        assert _files(broken) == _files(whole)
+        if len(codes) == kills:
+            return codes, hits, server.errors.read_text()
+    raise AssertionError(f"runs of {steps} updates end before they can be killed: {codes}")
 
 
-def test_a_run_killed_three_times_ends_like_one_that_was_not(tmp_path):
-    _kill_often(tmp_path, kills=3, steps=400, seed=0)
+def _kill_once(server, folder, steps, chance):
+    """Kill one process at a moment by chance. Returns its exit code, and whether a save was hit."""
+
+    def saving():
+        return bool(list(folder.glob("checkpoints/*.tmp")))
+
+    def in_a_save():
+        end = time.monotonic() + 2
+        while not saving() and time.monotonic() < end:
+            pass
+
+    kill = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+    some_time = functools.partial(time.sleep, chance.uniform(0, 0.15))
+    slow, wait = chance.choice([(0.0, some_time), (0.02, some_time), (0.1, in_a_save)])
+    started = wait is in_a_save or chance.random() < 0.9
+    return server.train(folder, steps, slow, kill, started, wait), saving()
+
+
+def test_a_run_killed_three_times_ends_like_one_that_was_not(server, tmp_path):
+    _kill_often(server, tmp_path, kills=3, steps=150, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_run_killed_forty_times_ends_like_one_that_was_not(tmp_path, seed):
-    codes, in_save, errors = _kill_often(tmp_path, kills=40, steps=4000, seed=seed)
-    print(f"{codes=} {in_save=}")
-    assert codes.count(-signal.SIGKILL) >= 10 and 0 not in codes
+def test_a_run_killed_forty_times_ends_like_one_that_was_not(server, tmp_path, seed):
+    codes, hits, errors = _kill_often(server, tmp_path, kills=40, steps=1000, seed=seed)
+    print(f"{codes=} {hits=}")
+    assert codes.count(-signal.SIGKILL) >= 10
     assert codes.count(3) >= 10 and "run the same command again" in errors
-    assert in_save >= 3 and set(codes) <= {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 3}
+    assert hits >= 3 and set(codes) <= {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 3}
 
 
-def test_sigterm_saves_at_once_and_says_how_to_go_on(tmp_path):
+def test_sigterm_saves_at_once_and_says_how_to_go_on(server, tmp_path):
     folder = tmp_path / "run"
 
     def saved():
         while not list(folder.glob("checkpoints/step-*.safetensors")):
             time.sleep(0.01)
 
-    with Server(tmp_path / "errors.txt") as server:
-        assert server.train(folder, 10**6, kill=signal.SIGTERM, when=saved) == 3
+    assert server.train(folder, 10**6, kill=signal.SIGTERM, wait=saved) == 3
     text = server.errors.read_text().strip().splitlines()[-1]
     newest = max(folder.glob("checkpoints/step-*.safetensors"))
     step = int(newest.stem.removeprefix("step-"))

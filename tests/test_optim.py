@@ -57,6 +57,7 @@ class Zoo(nn.Module):
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(4, 3)
+        self.score = nn.Linear(4, 1)  # its weight is a row, and still a weight
         self.conv = nn.Conv2d(3, 2, 3)
         self.token_embedding = nn.Embedding(7, 4)
         self.norm = nn.LayerNorm(4)
@@ -77,7 +78,7 @@ def test_only_matrices_and_kernels_decay():
     decay, keep = parameter_groups(Zoo(), 0.1)
     assert (decay["weight_decay"], keep["weight_decay"]) == (0.1, 0.0)
     assert {name for name, _ in decay["params"]} == {
-        "linear.weight", "conv.weight", "w", "text_projection",
+        "linear.weight", "score.weight", "conv.weight", "w", "text_projection",
         "attention.in_proj_weight", "attention.out_proj.weight",
     }  # fmt: skip
     names = [name for group in (decay, keep) for name, _ in group["params"]]

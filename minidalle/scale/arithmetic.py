@@ -8,18 +8,18 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, table 1 and appendices B, D and E.
 
 from dataclasses import dataclass
 
+import torch
+
 from ..attention import may_see
 from ..config import DALLEConfig
 from ..transformer import layer_kinds
 
-# Bytes that training one block keeps per state and unit of width, in bfloat16 with a fused
-# attention kernel: 4 the branch's input and 4 the second's (float32 identity path), 2 + 2 the
-# normed inputs, 6 queries, keys, values, 2 + 2 what the heads saw and its merged copy, 8 + 8 the
-# MLP before and after GELU. In float32 the bfloat16 ones double.
-BLOCK_BYTES = {"bfloat16": 38, "float32": 68}
-# Bytes per logit at the top of the backward pass: the logits, their float32 log-softmax, the
-# gradient of both.
-LOGIT_BYTES = {"bfloat16": 14, "float32": 16}
+# Bytes that autograd keeps of one block per state and unit of width, with a fused attention kernel:
+# 4 + 4 the two branches' inputs (float32 identity path), 2 + 2 normed, 6 queries, keys and values,
+# 2 what the heads saw, 8 + 8 the MLP before and after GELU. In float32 the 16-bit ones double.
+KEPT = {"bfloat16": 36, "float32": 64}
+PASSING = {"bfloat16": 16, "float32": 32}  # gradients on their way through the MLP
+PER_LOGIT = {"bfloat16": 10, "float32": 12}  # logits, their float32 log-softmax, its gradient
 
 
 def parameters(c: DALLEConfig) -> dict[str, int]:
@@ -41,8 +41,6 @@ def states(c: DALLEConfig) -> int:
 
 def pairs(c: DALLEConfig, kind: str) -> int:
     """Return how many (query, key) pairs the mask of one kind of layer allows."""
-    import torch
-
     position = torch.arange(states(c))
     seen = may_see(position[:, None], position[None], kind, c.text_len, c.grid, c.kernel)
     return int(seen.sum())
@@ -100,31 +98,46 @@ def training_bytes(
 ) -> dict[str, int]:
     """Return the bytes of one process at the worst moment of an update, by part.
 
-    batch: pairs that it holds at once. The worst moment is the top of the backward pass (all
-    activations, no gradients yet) or its bottom (all gradients, one block's activations).
+    batch: pairs that it holds at once. The worst moment is one of three in the backward pass: at
+    the logits, in the last block, or in the first, when all other gradients are there.
+    slices=1 is a plain model, unless the scheme updates in the backward pass: that one is sharded
+    over a mesh of one, so that weights are cast block by block.
     """
     counts = parameters(c)
     total, block = sum(counts.values()), counts["blocks"] // c.n_layers
-    root = total - counts["blocks"]
-    travel = 2 if precision == "bfloat16" else 4
-    sharded = slices > 1
+    cast = 2 if precision == "bfloat16" and scheme.weights == 4 else 0
+    sharded = slices > 1 or scheme.gradients == 0
+    root = 4 * (total - counts["blocks"]) if slices > 1 else 0
     fixed = {
         "weights": total * scheme.weights // slices,
         "moments": total * scheme.moments // slices,
         "averaged weights": total * scheme.average // slices,
         "error buffers": counts["blocks"] * 4 // slices if compressed else 0,
-        "gathered embeddings, heads": root * 4 if sharded else 0,
-        "gathered blocks (2)": 2 * block * travel if sharded or travel < scheme.weights else 0,
-        "gradient of one block": block * (travel + (4 if sharded else 0)),
+        "embeddings, heads, gathered": root,
+        "16-bit copies of weights": 0 if sharded else total * cast,
+        "gathered blocks (2)": 2 * block * (cast or scheme.weights) if sharded else 0,
     }
+    moments = _moments(c, batch, precision)
+    of_block = block * ((cast or scheme.weights) + 4) if sharded else 0
+    grads = total * scheme.gradients // slices + root
+    moments["last block"] |= {"gradient of one block": of_block}
+    moments["first block"] |= {"gradient of one block": of_block, "gradients": grads}
+    return fixed | max(moments.values(), key=lambda parts: sum(parts.values()))
+
+
+def _moments(c: DALLEConfig, batch: int, precision: str) -> dict[str, dict[str, int]]:
+    """Bytes of activations at three moments of the backward pass."""
     stream = batch * states(c) * c.width * 4
-    inside = batch * states(c) * c.width * BLOCK_BYTES[precision]
+    kept = batch * states(c) * c.width * KEPT[precision]
+    passing = batch * states(c) * c.width * PASSING[precision]
     logits = batch * ((c.text_len - 1) * c.text_vocab + c.grid**2 * c.image_vocab)
-    kept = c.n_layers * (stream if c.checkpointing else inside)
-    top = {"activations": kept + inside, "logits": logits * LOGIT_BYTES[precision], "gradients": 0}
-    gradients = total * scheme.gradients // slices + (root * 4 if sharded else 0)
-    bottom = {"activations": stream + inside, "logits": 0, "gradients": gradients}
-    return fixed | max(top, bottom, key=lambda parts: sum(parts.values()))
+    all_blocks = c.n_layers * (stream if c.checkpointing else kept) + stream
+    again = kept if c.checkpointing else 0
+    return {
+        "logits": {"activations": all_blocks, "logits": logits * PER_LOGIT[precision]},
+        "last block": {"activations": all_blocks + again + passing},
+        "first block": {"activations": stream + kept + passing},
+    }
 
 
 def image_slots(c: DALLEConfig, kind: str) -> int:

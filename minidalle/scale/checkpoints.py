@@ -35,8 +35,8 @@ class ShardedCheckpoints(Checkpoints):
     A save returns as soon as the tensors are copied to the CPU's memory; the files are written
     behind training's back, by a process group of their own (on the trainer's group its
     collectives would mix with those of the backward pass).
-    config: kept beside each checkpoint. local: objects whose state belongs to one process, such as PowerSGD's error buffers; they are
-    restored when the number of processes is the same and start anew when it is not.
+    config: kept beside each checkpoint. local: objects whose state belongs to one process, such as
+    PowerSGD's error buffers; restored when the number of processes is the same, else started anew.
     """
 
     def __init__(
@@ -225,11 +225,7 @@ def consolidate(checkpoint: str | Path, folder: str | Path, config: Config) -> N
     if not (checkpoint / COMPLETE).is_file():
         raise CheckpointError(f"{checkpoint} is not a complete sharded checkpoint: no {COMPLETE}")
     known = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    tensors = {
-        name: _empty(entry)
-        for name, entry in known.items()
-        if name.startswith("average/")
-    }
+    tensors = {name: _empty(entry) for name, entry in known.items() if name.startswith("average/")}
     dcp.load(tensors, checkpoint_id=checkpoint, no_dist=True)
     save_model(folder, {k.removeprefix("average/"): v for k, v in tensors.items()}, config)
 

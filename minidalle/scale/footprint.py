@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -19,41 +20,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import attention, clip, stages
-from ..config import Config, DALLEConfig, get_config
+from .. import attention, stages
+from ..config import CLIPConfig, Config, DALLEConfig, DVAEConfig, get_config
 from ..dalle import DALLE
 from . import sharding
 
-LAYERS = 4  # enough for every kind of layer and for the prefetch
+LAYERS = 3  # enough for the prefetch of a block before and one after
 
 
-def measure(preset: str, overrides: list[str], **question) -> dict:
-    """Ask a process of its own; question: what='tracked' or 'activations', see `_answer`."""
-    text = json.dumps({"preset": preset, "overrides": overrides, **question})
-    command = [sys.executable, "-m", "minidalle.scale.footprint", text]
+def measure(what: str, question: dict) -> dict:
+    """Ask a process of its own: what='tracked' (see `_tracked`) or 'activations'.
+
+    Raises RuntimeError where torch can not answer.
+    """
+    command = [sys.executable, "-m", "minidalle.scale.footprint", what, json.dumps(question)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if done.returncode:
         raise RuntimeError(f"measuring memory failed: {done.stderr[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _answer(question: dict) -> dict:
-    config = get_config(question["preset"], question["overrides"])
-    _replace_data_dependent()
-    if question["what"] == "tracked":
+def _answer(what: str, question: dict) -> dict:
+    attention.dense = _fused
+    if what == "tracked":
+        config = get_config(question["preset"], question["overrides"])
         return _tracked(config.dalle, question["batch"], question["slices"])
-    return {stage: _activations(config, stage) for stage in question["stages"]}
+    configs = {name: get_config(name, sizes) for name, sizes in question.items()}
+    return {
+        name: {stage: _activations(config, stage) for stage in ("dvae", "clip")}
+        for name, config in configs.items()
+    }
 
 
-def _replace_data_dependent() -> None:
-    """In this process only: attention as a GPU's fused kernel has it, which keeps no scores, and
-    captions whose values nobody looks at."""
-
-    def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-    attention.dense = fused
-    clip.pack_text = lambda text, c: text.new_zeros(len(text), c.context_length)
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """In this process: attention as a GPU's fused kernel has it, which keeps no scores."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 def _tracked(c: DALLEConfig, batch: int, slices: int) -> dict[str, int]:
@@ -85,23 +86,27 @@ def _pairs(c: DALLEConfig, batch: int) -> dict[str, Tensor]:
     }
 
 
-def _activations(config: Config, stage: str) -> int:
-    """Bytes that one more example keeps for the backward pass of a stage, in bfloat16."""
+def _activations(config: Config, stage: str) -> dict[str, int]:
+    """Of dvae or clip: the parameters, and the bytes that one more example keeps (bfloat16)."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    c = getattr(config, stage)
     with FakeTensorMode():
-        model = stages.MODELS[stage](getattr(config, stage))
-        two, three = (_saved(model, _batch(config, stage, n)) for n in (2, 3))
-    return three - two
+        model = stages.MODELS[stage](c)
+        two, three = (_saved(model, _forward(model, c, n)) for n in (2, 3))
+        count = sum(p.numel() for p in model.parameters())
+    return {"parameters": count, "example": three - two}
 
 
-def _batch(config: Config, stage: str, n: int) -> dict[str, Tensor]:
-    size = getattr(config, stage).image_size
-    text = torch.zeros(n, config.dalle.text_len - 1, dtype=torch.long)
-    return {"images": torch.zeros(n, 3, size, size), "text": text}
+def _forward(model: nn.Module, c: DVAEConfig | CLIPConfig, n: int) -> Callable[[], object]:
+    images = torch.zeros(n, 3, c.image_size, c.image_size)
+    if isinstance(c, DVAEConfig):
+        return lambda: model.loss({"images": images}, 0)
+    text = torch.zeros(n, c.context_length, c.text_width, requires_grad=True)
+    return lambda: (model.visual(images), model.transformer(text))
 
 
-def _saved(model: nn.Module, batch: dict[str, Tensor]) -> int:
+def _saved(model: nn.Module, forward: Callable[[], object]) -> int:
     """Bytes of the distinct tensors that autograd keeps, parameters aside."""
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, Tensor] = {}
@@ -111,11 +116,9 @@ def _saved(model: nn.Module, batch: dict[str, Tensor]) -> int:
             kept[t.untyped_storage()._cdata] = t
         return t
 
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
-        torch.autocast("cpu", torch.bfloat16),
-    ):
-        model.loss(batch, 0)
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
+    with hooks, torch.autocast("cpu", torch.bfloat16):
+        forward()
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
@@ -131,6 +134,6 @@ def count_flops(c: DALLEConfig) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_answer(json.loads(sys.argv[1]))))
+    print(json.dumps(_answer(sys.argv[1], json.loads(sys.argv[2]))))
     sys.stdout.flush()
     os._exit(0)  # the fake process group needs no farewell

@@ -24,6 +24,9 @@ from ..optim import clip_gradients
 from ..tokenizer import PAD
 from . import memory, powersgd, precision, sharding
 from .checkpoints import ShardedCheckpoints
+from .sharding import finish
+
+__all__ = ["finish", "is_main", "train_stage"]
 
 MAX_BAD_HALF = 1000  # float16 scales may need some 125 updates for each halving of their start
 
@@ -63,7 +66,8 @@ class Team:
         if generator is not None and dist.get_rank():  # other examples, other noise
             generator.manual_seed(generator.initial_seed() ^ dist.get_rank() << 40)
         loss, metrics = self.own_loss(batch, step, generator)
-        values = _mean(torch.stack([loss.detach().float(), *(m.float() for m in metrics.values())]))
+        found = [loss.detach(), *metrics.values()]
+        values = _mean(torch.stack([torch.as_tensor(v, device=loss.device).float() for v in found]))
         loss = loss + (values[0] - loss).detach()
         return loss, dict(zip(metrics, values[1:], strict=True))
 
@@ -93,7 +97,17 @@ def _mean(values: Tensor) -> Tensor:
     return values / dist.get_world_size()
 
 
-def _fit_parts(batch_size: int, accumulate: int) -> None:
+def _check_options(stage: str, compress: int, update_in_backward: bool, float16: bool) -> None:
+    if stage != "dalle" and (compress or update_in_backward or float16):
+        raise ValueError(f"compress, update_in_backward and float16 are for dalle, not {stage}")
+    if float16 and (compress or update_in_backward):
+        raise ValueError(
+            "float16 keeps gradients scaled until the end of the backward pass; it goes with "
+            "neither compress nor update_in_backward: use bfloat16 with them"
+        )
+
+
+def _check_batch(batch_size: int, accumulate: int) -> None:
     world = dist.get_world_size()
     if batch_size % (world * accumulate):
         raise ValueError(
@@ -102,11 +116,11 @@ def _fit_parts(batch_size: int, accumulate: int) -> None:
         )
 
 
-def _sharded_dalle(config: Config, mesh: DeviceMesh, rank: int, half: bool) -> DALLE:
+def _sharded_dalle(config: Config, mesh: DeviceMesh, rank: int, float16: bool) -> DALLE:
     """DALLE sharded over all processes, built on the meta device, with its first weights."""
     with torch.device("meta"):
         model = DALLE(config.dalle, seed=config.seed)
-    kind = "float32" if half else config.train_dalle.precision
+    kind = "float32" if float16 else config.train_dalle.precision
     sharding.shard(model, mesh["shard"] if rank else mesh, kind)
     sharding.fill(model, mesh.device_type, config.seed)
     return model
@@ -114,8 +128,7 @@ def _sharded_dalle(config: Config, mesh: DeviceMesh, rank: int, half: bool) -> D
 
 def _copied(config: Config, stage: str, device: torch.device) -> nn.Module:
     """The dVAE or CLIP as every process has it: drawn from the same seed."""
-    torch.manual_seed(config.seed)
-    model = stages.MODELS[stage](getattr(config, stage)).to(device)
+    model = stages.build(config, stage).to(device)
     if stage == "clip":
         model.gather = lambda f: sharding.gather_features(f) if model.training else keep_local(f)
     return model
@@ -132,35 +145,31 @@ def train_stage(
     nodes: int | None = None,
     compress: int = 0,
     update_in_backward: bool = False,
-    half: bool = False,
+    float16: bool = False,
 ) -> dict[str, float]:
     """Train 'dvae', 'dalle' or 'clip' into run/<stage> on all processes; see stages.train_stage.
 
     nodes: machines, among which slices are repeated; None asks torchrun. compress: rank of
     PowerSGD between them (-1: the paper's for this width; 0: none). update_in_backward: the
-    optimiser of memory.py. half: float16 with a gradient scale per resblock, not bfloat16.
+    optimiser of memory.py. float16: with a gradient scale per resblock, not bfloat16.
     An update sees the batch that one process would see. Returns the last metrics, on every
     process. Raises ValueError where the batch does not divide, or an option needs DALLE.
     """
-    if stage != "dalle" and (compress or update_in_backward or half):
-        raise ValueError(f"compress, update_in_backward and half are for dalle, not {stage}")
-    if half and (compress or update_in_backward):
-        raise ValueError("half keeps gradients scaled until the end of the backward pass: it goes "
-                         "with neither compress nor update_in_backward; use bfloat16 with them")
+    _check_options(stage, compress, update_in_backward, float16)
     here = sharding.start(device)
     training = getattr(config, f"train_{stage}")
-    _fit_parts(training.batch_size, training.accumulate)
+    _check_batch(training.batch_size, training.accumulate)
     mesh = sharding.make_mesh(here.type, nodes or count_nodes())
     rank = powersgd.paper_rank(config.dalle.width) if compress < 0 else compress
     if stage == "dalle":
-        model = _sharded_dalle(config, mesh, rank, half)
+        model = _sharded_dalle(config, mesh, rank, float16)
     else:
         model = _copied(config, stage, here)
     team = Team(model, training)
     options, local = {"clip": team.clip}, {}
     if rank:
         local["powersgd"] = powersgd.compress(model, mesh, rank, team.is_last_part)
-    if half:
+    if float16:
         config = replace(config, train_dalle=replace(training, precision="float32"))
         local["scales"] = team.scales = precision.ResblockScales(model)
         options["max_bad"] = MAX_BAD_HALF

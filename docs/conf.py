@@ -1,0 +1,45 @@
+"""The site: the README, then the notebooks as they were committed. Build it with `make site`."""
+
+import shutil
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+PAGES = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
+
+project = "minidalle"
+author = "the minidalle contributors"
+extensions = ["myst_nb", "sphinx_mathjax_offline"]  # mathematics without a network
+root_doc = "README"  # the sources start at the root, so that the README's links hold
+include_patterns = ["README.md", "data/README.md", "docs/*.md", "notebooks/*.ipynb"]
+exclude_patterns = [".*", "runs", "docs/_build", "assignments", "**/.ipynb_checkpoints"]
+
+nb_execution_mode = "off"  # the stored outputs are the ones that nbval checked
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 3
+suppress_warnings = ["myst.header", "myst.xref_missing"]  # the README links folders, as on GitHub
+
+html_theme = "sphinx_book_theme"
+html_title = "minidalle"
+html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
+html_copy_source = False
+
+
+def add_contents(app, name: str, source: list[str]) -> None:
+    """Give the front page the table of contents that the sidebar is made of."""
+    if name == root_doc:
+        pages = [*(f"notebooks/{n}" for n in NOTEBOOKS), *(f"docs/{n}" for n in PAGES)]
+        source[0] += "\n\n```{toctree}\n:hidden:\n\n" + "\n".join(pages) + "\n```\n"
+
+
+def add_index(app, error: Exception | None) -> None:
+    """The front page is README.html; servers look for index.html."""
+    out = Path(app.outdir)
+    if error is None and (out / "README.html").is_file():
+        shutil.copyfile(out / "README.html", out / "index.html")
+
+
+def setup(app) -> None:
+    """Sphinx calls this once."""
+    app.connect("source-read", add_contents)
+    app.connect("build-finished", add_index)

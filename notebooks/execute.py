@@ -1,0 +1,46 @@
+"""Run the notebooks again and store their results: `make notebooks`.
+
+What is written depends on the code alone, so nothing changes on disk where nothing changed in
+the code: no times, no widgets, no version of the reader's Python. A figure's alternative text is
+its cell's metadata "alt", where nbconvert reads it; it is copied to where MyST-NB does.
+"""
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+HERE = Path(__file__).resolve().parent
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+LANGUAGE = {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"}
+
+
+def execute(path: Path) -> None:
+    """Run one notebook in its own folder and write it back."""
+    notebook = nbformat.read(path, as_version=4)
+    run = {"path": path.parent}
+    options = dict(timeout=600, kernel_name="python3", record_timing=False, coalesce_streams=True)
+    NotebookClient(notebook, resources={"metadata": run}, **options).execute()
+    notebook.metadata = {"kernelspec": KERNEL, "language_info": LANGUAGE}
+    for cell in notebook.cells:
+        describe(cell)
+    nbformat.write(notebook, path)
+
+
+def describe(cell) -> None:
+    """Keep of a cell's metadata what does not depend on the run; see the top for "alt"."""
+    cell.metadata.pop("execution", None)
+    if "alt" in cell.metadata:
+        cell.metadata["mystnb"] = {"image": {"alt": cell.metadata["alt"]}}
+
+
+def main(names: list[str]) -> None:
+    """Execute the notebooks named on the command line, all without a name."""
+    for path in [Path(name) for name in names] or sorted(HERE.glob("*.ipynb")):
+        print(path.name, flush=True)
+        execute(path.resolve())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

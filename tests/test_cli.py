@@ -1,0 +1,170 @@
+"""The command line as a stranger meets it: every verb, every mistake, a whole tiny run."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from minidalle.__main__ import EXAMPLES, build_parser, main
+
+TINY = [
+    "data.n_train=96", "data.n_test=32", "dvae.n_hid=16", "dalle.n_layers=2", "dalle.n_heads=2",
+    "clip.vision_width=32", "clip.vision_heads=2", "clip.vision_layers=1", "clip.text_width=32",
+    "clip.text_heads=2", "clip.text_layers=1",
+    *(f"train_{s}.{f}" for s in ("dvae", "dalle", "clip")
+      for f in ("steps=3", "batch_size=4", "save_every=2", "eval_every=3", "warmup=0")),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of all stages, three updates each."""
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    for verb in ("tokenizer", "dvae", "dalle", "clip"):
+        assert main([verb, "--run", str(folder), "--threads", "1", *TINY]) == 0
+    return folder
+
+
+def fails(argv, capsys):
+    """Run argv, demand exit status 2 and one line on stderr, and return that line."""
+    try:
+        status = main(argv)
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2, error
+    line = error.strip().splitlines()[-1]
+    assert "Traceback" not in error
+    return line
+
+
+def test_a_whole_run_leaves_every_product_and_says_what_comes_next(run, capsys):
+    for stage in ("dvae", "dalle", "clip"):
+        assert (run / stage / "model.safetensors").is_file()
+        assert len((run / stage / "log.jsonl").read_text().splitlines()) >= 1
+    assert (run / "tokenizer" / "tokenizer.json").is_file()
+    assert list((run / "dalle" / "samples").glob("*.png"))
+    assert main(["clip", "--run", str(run), *TINY]) == 0  # again: at once, nothing is retrained
+    out = capsys.readouterr().out
+    assert "finished already" in out and "Next: python -m minidalle generate" in out
+
+
+def test_generate_writes_a_picture_and_the_seed_decides_it(run, tmp_path, capsys):
+    sheets = []
+    for name, seed in (("a.png", "5"), ("b.png", "5"), ("c.png", "6")):
+        out = tmp_path / name
+        argv = ["generate", "a small red heart", "-n", "2", "--run", str(run), "--out", str(out)]
+        assert main([*argv, "--seed", seed]) == 0
+        sheets.append(out.read_bytes())
+    assert sheets[0] == sheets[1] != sheets[2]
+    assert "CLIP scores" in capsys.readouterr().out
+
+
+def test_a_finished_stage_is_not_overwritten_by_another_configuration(run, capsys):
+    before = (run / "dvae" / "model.safetensors").read_bytes()
+    line = fails(["dvae", "--run", str(run), *TINY, "dvae.beta=2.0"], capsys)
+    assert "dvae.beta was 0" in line and "is now 2.0" in line and "--fresh" in line
+    assert (run / "dvae" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["paint"], "invalid choice: 'paint'"),
+        ([], "required: VERB"),
+        (["dvae", "--preset", "huge"], "unknown preset 'huge'; choose from toy"),
+        (["dvae", "dvae.width=3"], "unknown field in 'dvae.width=3'"),
+        (["dvae", "dvae.n_hid=wide"], "'wide' is not a valid int"),
+        (["dvae", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["dvae", "--seed", "-1"], "--seed must not be negative"),
+        (["dvae", "--device", "abacus"], "--device abacus cannot be used here"),
+        (["dvae", "--from-openai", "x.pkl", "y.pkl", "--run", "nowhere"], "no file x.pkl"),
+        (["generate", "a cat", "--run", "nowhere"], "no trained tokenizer in nowhere"),
+        (["generate", "a cat", "--preset", "cifar"], "no trained run in runs/cifar"),
+        (["generate", "a cat", "--out", "cat.gif"], "must end in .png"),
+        (["dalle", "--run", "nowhere"], "no tokenizer in nowhere: train it first"),
+        (["demo", "--preset", "cifar"], "the demo draws the toy world"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_2(argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(argv, capsys)
+
+
+@pytest.mark.parametrize(
+    "caption, n, message",
+    [("", "1", "empty"), ("  \n ", "1", "empty"), ("a cat", "0", "must be positive, got 0")],
+)
+def test_a_wrong_caption_or_number_is_named(run, tmp_path, caption, n, message, capsys):
+    argv = ["generate", caption, "-n", n, "--run", str(run), "--out", str(tmp_path / "x.png")]
+    assert message in fails(argv, capsys)
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_characters_never_seen_are_drawn_and_a_long_caption_is_refused(run, tmp_path, capsys):
+    argv = ["generate", "-n", "1", "--run", str(run), "--out", str(tmp_path / "x.png")]
+    assert main([*argv, "Ein röter ☃ 星"]) == 0
+    assert "at most 31 fit" in fails([*argv, "a very " + "very " * 60 + "red heart"], capsys)
+
+
+def test_every_verb_has_help_with_an_example_that_parses(capsys):
+    for verb, example in EXAMPLES.items():
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        text = capsys.readouterr().out
+        assert stop.value.code == 0 and "example: python -m minidalle" in text
+        words = [w.strip('"') for w in re.findall(r'"[^"]*"|\S+', example)]
+        assert build_parser().parse_args(words[3:]).verb == verb
+
+
+def test_evaluate_writes_numbers_for_a_run_and_the_judge(run, tmp_path, monkeypatch, capsys):
+    from minidalle.__main__ import SHIPPED
+
+    if not (SHIPPED / "toy" / "judge" / "model.safetensors").is_file():
+        pytest.fail("the judge's checkpoint is missing: run `make checkpoints`")
+    assert main(["evaluate", "--run", str(run), "-n", "4"]) == 0
+    assert "exact" in capsys.readouterr().out
+    numbers = json.loads(next(run.rglob("report.json")).read_text())
+    assert numbers
+
+
+def test_ctrl_c_is_no_traceback_and_the_run_goes_on_afterwards(tmp_path):
+    folder = tmp_path / "toy"
+    options = ["--run", str(folder), *TINY, "train_dvae.steps=100000", "train_dvae.save_every=5"]
+    command = [sys.executable, "-m", "minidalle", "dvae", *options]
+    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    log = folder / "dvae" / "checkpoints"
+    for _ in range(600):
+        if list(log.glob("step-*.safetensors")):
+            break
+        try:
+            process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            continue
+        pytest.fail(process.stderr.read())
+    process.send_signal(2)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in error
+    assert "run the same command again" in error
+
+
+def test_importing_the_package_does_nothing_heavy():
+    code = "import sys, minidalle; assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+
+
+def test_threads_option_sets_torchs_threads(run, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        main(["data", "--threads", "2", "--run", str(tmp_path / "toy"), *TINY])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,169 @@
+"""Whatever the input: right results or a clear error. Hypothesis looks for the exception."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from minidalle.attention import column_mask, conv_mask, row_mask
+from minidalle.checkpoint import CheckpointError, load_tensors, save_tensors
+from minidalle.config import PRESETS, Config, check_config, get_config
+from minidalle.config_json import config_from_json, config_to_json
+from minidalle.dalle import DALLE
+from minidalle.generate import sample
+from minidalle.optim import half_cosine
+from minidalle.tokenizer import PAD, BPETokenizer, normalise
+
+quick = settings(
+    max_examples=60, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+
+FIELDS = [
+    f"{section}.{field}"
+    for section, fields in json.loads(config_to_json(get_config("toy"))).items()
+    if isinstance(fields, dict)
+    for field in fields
+]
+numbers = st.one_of(st.integers(), st.floats(), st.integers(-3, 300))
+values = st.one_of(st.text(max_size=12), numbers.map(str), st.tuples(numbers, numbers).map(str))
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+anything = st.floats(allow_nan=True, allow_infinity=True) | st.floats(-2, 2)
+
+
+@quick
+@given(st.sampled_from(sorted(PRESETS)), st.lists(st.text(max_size=40), max_size=3))
+def test_any_text_is_an_override_or_a_clear_error(preset, overrides):
+    _override_or_error(preset, overrides)
+
+
+@settings(quick, max_examples=400)
+@given(st.sampled_from(sorted(PRESETS)), st.sampled_from(FIELDS), values)
+def test_any_value_of_any_field_is_taken_or_a_clear_error(preset, field, value):
+    _override_or_error(preset, [f"{field}={value}"])
+
+
+def _override_or_error(preset, overrides):
+    try:
+        config = get_config(preset, overrides)
+    except ValueError as error:
+        assert len(str(error)) > 10
+    else:
+        check_config(config)
+        assert config_from_json(config_to_json(config)) == config
+
+
+@settings(quick, max_examples=200)
+@given(st.sampled_from(FIELDS), json_values)
+def test_any_json_value_in_a_stored_configuration_is_taken_or_a_clear_error(field, value):
+    content = json.loads(config_to_json(get_config("toy")))
+    section, name = field.split(".")
+    content[section][name] = value
+    try:
+        assert isinstance(config_from_json(json.dumps(content)), Config)
+    except ValueError as error:
+        assert len(str(error)) > 10
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return BPETokenizer.train(["the red heart", "the theatre", "a heart, a hearth"], 280)
+
+
+@settings(quick, max_examples=200)
+@given(st.text(), st.floats(0, 1), st.integers(0, 2**32))
+def test_any_text_comes_back_from_its_tokens(tokenizer, text, dropout, seed):
+    ids = tokenizer.encode(text, dropout, torch.Generator().manual_seed(seed))
+    assert tokenizer.decode(ids) == normalise(text) == normalise(normalise(text))
+    assert all(0 <= i < tokenizer.vocab_size for i in ids)
+
+
+@quick
+@given(st.lists(st.text(), max_size=4), st.integers(1, 20))
+def test_a_batch_is_its_captions_cut_and_padded(tokenizer, texts, length):
+    batch = tokenizer.encode_batch(texts, length)
+    assert batch.shape == (len(texts), length) and batch.dtype == torch.int64
+    for text, row in zip(texts, batch.tolist(), strict=True):
+        ids = tokenizer.encode(text)[:length]
+        assert row == ids + [PAD] * (length - len(ids))
+
+
+@quick
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 3))
+def test_no_mask_looks_ahead_and_each_sees_itself_and_the_text(text_len, grid, half):
+    T = text_len + grid**2
+    masks = [row_mask(text_len, grid), column_mask(text_len, grid)]
+    masks.append(conv_mask(text_len, grid, 2 * half + 1))
+    for mask in masks:
+        assert mask.shape == (T, T) and mask.dtype == torch.bool
+        assert not mask.triu(1).any() and mask.diagonal().all()
+        assert mask[:, :text_len].equal(torch.ones(T, text_len, dtype=torch.bool).tril())
+
+
+@quick
+@given(st.integers(-2, 6), st.integers(-2, 6), st.integers(-2, 6))
+def test_sizes_of_a_mask_are_positive_and_the_kernel_odd(text_len, grid, kernel):
+    if text_len >= 1 and grid >= 1 and kernel >= 1 and kernel % 2:
+        assert conv_mask(text_len, grid, kernel).any()
+    else:
+        with pytest.raises(ValueError, match="must be"):
+            conv_mask(text_len, grid, kernel)
+
+
+@pytest.fixture(scope="module")
+def dalle():
+    sizes = ["dalle.n_layers=1", "dalle.n_heads=1", "dalle.head_dim=8"]
+    return DALLE(get_config("toy", sizes).dalle).eval()
+
+
+@settings(quick, max_examples=80)
+@given(
+    st.integers(-1, 3), anything, st.none() | st.integers(-2, 300), st.none() | anything,
+    st.lists(st.integers(-3, 600), max_size=40), st.booleans(),
+)  # fmt: skip
+def test_any_sampling_arguments_give_tokens_or_a_clear_error(
+    dalle, n, temperature, top_k, top_p, text, use_cache
+):
+    options = dict(temperature=temperature, top_k=top_k, top_p=top_p, use_cache=use_cache)
+    try:
+        tokens = sample(dalle, text, n, generator=torch.Generator().manual_seed(0), **options)
+    except ValueError as error:
+        assert len(str(error)) > 10
+    else:
+        assert tokens.shape == (n, 8, 8) and tokens.dtype == torch.int64
+        assert tokens.min() >= 0 and tokens.max() < 256
+
+
+@settings(quick, max_examples=150)
+@given(st.data())
+def test_a_damaged_file_of_tensors_is_refused_or_read(tmp_path, data):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.arange(6.0), "b": torch.zeros(2, 2)}, {"meta": "{}"})
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    del content[data.draw(st.integers(0, len(content))) if data.draw(st.booleans()) else None :]
+    path.write_bytes(content)
+    try:
+        tensors, texts = load_tensors(path)
+    except CheckpointError as error:
+        assert "x.safetensors" in str(error)
+    else:
+        assert all(isinstance(t, torch.Tensor) for t in tensors.values()) and "meta" in str(texts)
+
+
+@quick
+@given(anything, anything, st.integers(), st.integers(max_value=10**9))
+def test_half_cosine_stays_between_its_ends(start, end, step, steps):
+    if not (math.isfinite(start) and math.isfinite(end) and abs(start) + abs(end) < 1e300):
+        return
+    low, high = sorted((start, end))
+    slack = 1e-9 * (abs(start) + abs(end))
+    assert low - slack <= half_cosine(start, end, step, steps) <= high + slack
