@@ -26,6 +26,20 @@ lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
+# Train the shipped checkpoints again: data/checkpoints/toy, the judge included.
+checkpoints: $(READY)
+	$(PY) data/checkpoints/build.py
+
+notebooks: $(READY)
+	OMP_NUM_THREADS=1 $(PY) notebooks/execute.py
+	$(PY) -m ruff check -q notebooks && $(PY) -m ruff format -q --check notebooks
+
+# The tools of the site are not needed for anything else, so they are not in requirements.txt.
+site: $(READY)
+	$(PY) -m pip install -q --disable-pip-version-check -r docs/requirements.txt
+	$(PY) -m sphinx -q -W -b html -c docs . docs/_build
+	@echo "wrote docs/_build/index.html"
+
 .venv/ready: requirements.txt pyproject.toml
 	@test -n "$(BASE)" || { echo "minidalle needs Python 3.11 or newer on the PATH"; exit 1; }
 	$(BASE) -m venv .venv

@@ -35,9 +35,7 @@ def read_cells(name: str, folder: Path = HERE / "source") -> list[dict]:
 
 def exercises(cells: list[dict]) -> list[str]:
     """Return the names of the functions that students write, in order."""
-    return [
-        c["id"] for c in cells if c["grading"].get("solution") and c["cell_type"] == "code"
-    ]
+    return [c["id"] for c in cells if c["grading"].get("solution") and c["cell_type"] == "code"]
 
 
 def is_test(cell: dict) -> bool:
@@ -74,7 +72,9 @@ def grade(
     space, points, said = {"__name__": "__main__"}, {}, {}
     for cell in cells:
         name, text = cell["id"], cell["text"]
-        if cell["cell_type"] != "code" or (only and is_test(cell) and _exercise(name) not in ("setup", only)):
+        if cell["cell_type"] != "code" or (
+            only and is_test(cell) and _exercise(name) not in ("setup", only)
+        ):
             continue
         if name == "setup" and seed is not None:
             text = text.replace("SEED = 0", f"SEED = {seed}")

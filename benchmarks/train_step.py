@@ -117,8 +117,8 @@ def main() -> None:
     best = alternate(cases, a.rounds)
     print(
         f"{a.text}+{a.grid**2} tokens, batch {a.batch}, {a.layers} layers x {c.width}, "
-        f"{'bfloat16' if a.bfloat16 else 'float32'}, {device}, {torch.get_num_threads()} thread(s), "
-        f"torch {torch.__version__}"
+        f"{'bfloat16' if a.bfloat16 else 'float32'}, {device}, "
+        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}"
     )
     ours = best["minidalle"] / n_weights(models["minidalle"])
     for name, seconds in best.items():

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from minidalle import data, demo, plot, stages
-from minidalle.config import PRESETS, Config, get_config
+from minidalle.checkpoint import load_model
+from minidalle.config import PRESETS, Config, get_config, replace
 
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 EXAMPLES = {
@@ -40,6 +41,7 @@ HELP = {
     "plan": "what a preset needs: parameters, memory, time",
     "demo": "all stages in a row on the toy world, then a sheet of samples",
 }
+N_NEIGHBOURS = 5000  # training pictures searched for copies
 STAGES = ("tokenizer", "dvae", "dalle", "clip")
 
 
@@ -102,7 +104,9 @@ def _add_special(verbs: dict[str, argparse.ArgumentParser]) -> None:
     generate.add_argument("--out", default="samples.png", help="a .png file (default samples.png)")
     evaluate = verbs["evaluate"]
     evaluate.add_argument("--vote", nargs=2, metavar=("RUN_A", "RUN_B"), help="a blind vote page")
+    evaluate.add_argument("--count", nargs="+", metavar="FILE", help="vote_key.json and the CSVs")
     evaluate.add_argument("-n", type=int, default=256, help="captions of each kind (default 256)")
+    evaluate.add_argument("--candidates", type=int, default=16, help="a caption (default 16)")
     plan = verbs["plan"]
     plan.add_argument("--gpus", type=int, default=1)
     plan.add_argument("--batch", type=int, help="sequences per update (default the preset's)")
@@ -271,11 +275,36 @@ def _find_run(args: argparse.Namespace) -> Path:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    """Measure a run, or write the page of a blind vote."""
+    """Measure a run, write the page of a blind vote, or count the votes."""
+    from minidalle import report, vote
+    from minidalle.evaluation import cases_of, table, toy_cases
+    from minidalle.generate import Pipeline
+    from minidalle.judge import Judge
+
+    if args.count:
+        return print(vote.describe(vote.read_votes(args.count[0], args.count[1:])))
     if args.vote:
-        return demo.write_vote(args.vote, args.n)
+        pipelines = {folder: Pipeline.load(folder, device=args.device) for folder in args.vote}
+        captions = toy_cases(args.n, args.seed)["seen"].captions
+        path = vote.draw_vote(_run_folder(args), captions, pipelines, args.seed)
+        return print(f"Wrote {path}: open it, vote, export the CSV, then evaluate --count.")
     run = _find_run(args)
-    demo.evaluate(run, SHIPPED / "toy" / "judge", n=args.n, seed=args.seed, device=args.device)
+    pipeline = Pipeline.load(run, device=args.device)
+    _, config = load_model(run / "dalle")
+    if args.data:
+        own = replace(config.data, name="folder", folder=args.data)
+        config = replace(config, data=own)
+    train = data.load(config, "train")
+    judge, cases = None, {"test": cases_of(data.load(config, "test"), args.n)}
+    if config.data.name == "shapes":
+        judge, cases = Judge.load(SHIPPED / "toy" / "judge"), None
+    some = torch.stack([train[i][0] for i in range(min(len(train), N_NEIGHBOURS))])
+    out = _run_folder(args)
+    numbers = report.report_run(
+        pipeline, judge, out, some, cases, args.n, args.candidates, seed=args.seed
+    )
+    print(table(numbers))
+    print(f"Wrote {out / 'report.html'} and report.json about {run}.")
 
 
 def run_plan(args: argparse.Namespace) -> None:

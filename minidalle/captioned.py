@@ -73,6 +73,7 @@ class Captioned:
     def __init__(self, counts: list[int], split: str, size: int, tally: Tally | None = None):
         self.counts, self.split, self.size = counts, split, size
         self.tally = tally or Tally(sum(counts))
+        self._told = False  # that some pairs are bad, beyond those found at the start
         fits = sum(counts) * 3 * size**2 <= MEMORY
         self._kept: dict[int, Tensor] | None = {} if fits else None
 
@@ -117,9 +118,9 @@ class Captioned:
 
     def pass_over(self, i: int, why: Unusable) -> None:
         """Count pair i as unusable; say so the first time; stop if there are too many."""
-        first = not self.tally.bad
         self.tally.add(self.name(i), why)
-        if first:
+        if not self._told:
+            self._told = True
             warnings.warn(f"a pair cannot be read and is passed over: {self.tally.line()}")
         self.tally.check()
 
@@ -140,6 +141,7 @@ class InMemory(Captioned):
         super().__init__([len(captions)], split, images.shape[-1])
         assert len(images) == len(captions) == len(attributes or captions)
         self.images, self.captions, self._attributes = images, captions, attributes
+        self._kept = None  # they are kept already
 
     def read(self, i: int) -> Tensor:
         return self.images[i]
@@ -151,4 +153,4 @@ class InMemory(Captioned):
         return self._attributes[i] if self._attributes else None
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.images.numpy()).hexdigest()
+        return hashlib.sha256(self.images.contiguous().numpy()).hexdigest()

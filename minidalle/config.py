@@ -48,6 +48,8 @@ class DVAEConfig:
     tau: float = 1 / 16  # final temperature; starts at 1
     tau_steps: int = 150_000
     min_log_b: float | None = None  # floor on ln b, for flat drawings; None is the paper
+    gain: float | None = None  # of a residual branch; None is the published 1 / layers^2
+    spread_codes: bool = False  # start from codes spread over the data; see dvae.spread_codes
 
     @property
     def grid(self) -> int:

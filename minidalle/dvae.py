@@ -16,6 +16,7 @@ from minidalle.optim import half_cosine
 
 PIXEL_MARGIN = 0.1  # epsilon of appendix A.3
 CHANNELS = 3
+LOGIT_GAP = 8.0  # between a spread code and its nearest other, in nats
 
 
 def map_pixels(images: Tensor) -> Tensor:
@@ -90,14 +91,14 @@ class Block(nn.Module):
         return self.id_path(x) + self.gain * self.res_path(x)
 
 
-def _groups(widths: list[int], kernels: tuple[int, ...], n_blocks: int, resize) -> OrderedDict:
+def _groups(config: DVAEConfig, widths: list[int], kernels: tuple[int, ...], resize) -> OrderedDict:
     """Groups group_1, group_2, … of n_blocks each; all but the last end by `resize`."""
     groups = OrderedDict()
     n_groups = len(widths) - 1
-    gain = 1 / (n_groups * n_blocks) ** 2
+    gain = 1 / (n_groups * config.n_blocks) ** 2 if config.gain is None else config.gain
     for g in range(1, n_groups + 1):
         layers = OrderedDict()
-        for i in range(1, n_blocks + 1):
+        for i in range(1, config.n_blocks + 1):
             n_in = widths[g - 1] if i == 1 else widths[g]
             layers[f"block_{i}"] = Block(n_in, widths[g], kernels, gain)
         if g < n_groups:
@@ -114,7 +115,7 @@ class Encoder(nn.Module):
         super().__init__()
         c = config
         widths = [c.n_hid] + [c.n_hid * 2**g for g in range(c.n_pools + 1)]
-        groups = _groups(widths, (3, 3, 3, 1), c.n_blocks, ("pool", lambda: nn.MaxPool2d(2)))
+        groups = _groups(c, widths, (3, 3, 3, 1), ("pool", lambda: nn.MaxPool2d(2)))
         output = OrderedDict(relu=nn.ReLU(), conv=Conv2d(widths[-1], c.vocab_size, 1))
         self.blocks = nn.Sequential(
             OrderedDict(input=Conv2d(CHANNELS, c.n_hid, 7), **groups, output=nn.Sequential(output))
@@ -132,7 +133,7 @@ class Decoder(nn.Module):
         c = config
         widths = [c.n_init] + [c.n_hid * 2**g for g in reversed(range(c.n_pools + 1))]
         up = ("upsample", lambda: nn.Upsample(scale_factor=2, mode="nearest"))
-        groups = _groups(widths, (1, 3, 3, 3), c.n_blocks, up)
+        groups = _groups(c, widths, (1, 3, 3, 3), up)
         output = OrderedDict(relu=nn.ReLU(), conv=Conv2d(c.n_hid, 2 * CHANNELS, 1))
         self.blocks = nn.Sequential(
             OrderedDict(
@@ -247,6 +248,40 @@ class DiscreteVAE(nn.Module):
         error = (self.decode(tokens) - images).square().mean()
         use = codebook_use(tokens, self.config.vocab_size)
         return {**bounds, "psnr": -10 * error.log10().item(), **use}
+
+
+@torch.no_grad()
+def spread_codes(model: DiscreteVAE, images: Tensor, generator: torch.Generator) -> None:
+    """Start a short run with K different codes, each standing for something in the pictures.
+
+    K cells are chosen by k-means++ from the untrained encoder's features of images (N, 3, H, W),
+    and code k starts as "near cell k": logits -|f - c_k|^2 / s, up to a constant that all share.
+    Code vectors start as a random projection of c_k, so that similar codes look alike.
+    Not in the paper, which trains long enough to do without.
+    Source: Arthur and Vassilvitskii 2007 (k-means++).
+    """
+    blocks, n_codes = model.encoder.blocks, model.config.vocab_size
+    features = blocks[:-1](map_pixels(images)).relu().permute(0, 2, 3, 1).flatten(0, 2)  # (n, C)
+    centres = features[_choose_cells(features, n_codes, generator)]  # (K, C)
+    apart = torch.cdist(centres, centres).fill_diagonal_(math.inf)
+    s = apart.min(dim=1).values.square().median() / LOGIT_GAP
+    blocks.output.conv.w.copy_((2 * centres / s)[:, :, None, None])
+    blocks.output.conv.b.copy_(-centres.square().sum(dim=1) / s)
+    n_init = model.config.n_init
+    projection = torch.randn(centres.shape[1], n_init, generator=generator).to(centres)
+    vectors = (centres - centres.mean(dim=0)) @ projection  # (K, n_init)
+    model.decoder.blocks.input.w.copy_((vectors / vectors.std()).T[:, :, None, None])
+
+
+def _choose_cells(features: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """k rows of features (n, C): each next one with probability as its squared distance."""
+    chosen = [torch.randint(len(features), (), generator=generator).to(features.device)]
+    distance = torch.full((len(features),), math.inf, device=features.device)
+    for _ in range(k - 1):
+        distance = torch.minimum(distance, (features - features[chosen[-1]]).square().sum(dim=1))
+        weight = distance.cpu() + 1e-12  # cells may all be equal
+        chosen.append(torch.multinomial(weight, 1, generator=generator)[0].to(features.device))
+    return torch.stack(chosen)
 
 
 def codebook_use(tokens: Tensor, vocab_size: int) -> dict[str, float]:

@@ -120,11 +120,11 @@ def accuracies(judge: Judge, cases: Cases, rebuilt: Tensor, pool: Pool) -> dict:
     draw; its interval counts captions, not candidates, and so is on the wide side.
     """
     C, P = pool.scores.shape
-    read = judge.read(pool.images.flatten(0, 1) / 255)
+    read = judge.read(pool.images.flatten(0, 1))  # may be many: not all as floats at once
     wanted = [w for w in cases.wanted for _ in range(P)]
     marks = metrics.right(read, wanted)
     marks = {name: ms for name, ms in marks.items() if any(m is not None for m in ms)}
-    true, again = judge.read(cases.images / 255), judge.read(rebuilt)
+    true, again = judge.read(cases.images), judge.read(rebuilt)
     found = {
         "true": metrics.accuracy(true, cases.attributes),
         "rebuilt": metrics.accuracy(again, cases.attributes),

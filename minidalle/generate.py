@@ -211,6 +211,7 @@ class Pipeline:
         cosine of picture and caption, NaN without a clip. On the CPU, whatever the device.
         Raises ValueError for an empty or over-long caption, or for candidates without a clip.
         """
+        _check(n, temperature, top_k, top_p)
         text, candidates = self._encode(caption), candidates or n
         if candidates < n or (candidates > n and self.clip is None):
             why = "a trained clip is needed to choose" if candidates > n else "fewer than n"

@@ -70,10 +70,11 @@ class Judge(nn.Module):
     def read(self, images: Tensor, batch_size: int = 256) -> dict[str, list[str]]:
         """Name what pictures show: the likeliest answer of each attribute, one a picture.
 
-        images (N, 3, S, S) float in [0, 1].
+        images (N, 3, S, S), uint8 or float in [0, 1].
         """
         found = {name: [] for name in self.values}
         for part in images.split(batch_size):
+            part = part / 255 if part.dtype == torch.uint8 else part
             for name, logits in self(part).items():
                 found[name] += [self.values[name][i] for i in logits.argmax(1).tolist()]
         return found

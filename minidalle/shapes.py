@@ -22,13 +22,13 @@ COLOURS = {
     "purple": (146, 44, 190),
     "pink": (255, 150, 200),
 }
-SIZES = {"small": 6.2, "large": 10.4}  # radius in pixels
+SIZES = {"small": 7.6, "large": 11.4}  # radius in pixels
 POSITIONS = {  # centre in pixels (x, y), y grows downwards
-    "top left": (11.0, 11.0),
-    "top right": (21.0, 11.0),
+    "top left": (12.0, 12.0),
+    "top right": (20.0, 12.0),
     "middle": (16.0, 16.0),
-    "bottom left": (11.0, 21.0),
-    "bottom right": (21.0, 21.0),
+    "bottom left": (12.0, 20.0),
+    "bottom right": (20.0, 20.0),
 }
 BACKGROUNDS = {
     "white": (244, 244, 244),

@@ -18,7 +18,7 @@ from minidalle.augment import centre_crop
 from minidalle.captioned import Captioned, Unusable
 
 FORMAT = 1  # raise it when the meaning of the file changes
-CHUNK = 128  # pictures encoded at a time
+CHUNK = 64  # pictures encoded at a time
 
 
 def token_key(dvae: torch.nn.Module, dataset: Captioned) -> str:

@@ -1,4 +1,4 @@
-"""What the processes of the scale tests run: torchrun … tests/scale_workers.py NAME OUT [arguments].
+"""What the processes of the scale tests run: torchrun … scale_workers.py NAME OUT [arguments].
 
 Each function is one experiment; the first process writes its result to the file OUT.
 """

@@ -21,6 +21,7 @@ from minidalle.dvae import (
     kl_to_uniform,
     logit_laplace_nll,
     map_pixels,
+    spread_codes,
     unmap_pixels,
 )
 from minidalle.openai_dvae import convert, read_state
@@ -253,3 +254,18 @@ def test_other_files_are_named(tmp_path, content):
         read_state(path)
     with pytest.raises(FileNotFoundError, match="no file"):
         read_state(tmp_path / "missing.pkl")
+
+
+def test_spread_codes_name_each_chosen_cell_by_its_own_code():
+    model = tiny(vocab_size=16)
+    images = torch.rand(8, 3, 32, 32)
+    assert codebook_use(model.tokens(images), 16)["codes_used"] < 16
+    spread_codes(model, images, torch.Generator().manual_seed(0))
+    assert codebook_use(model.tokens(images), 16)["codes_used"] == 16
+    # A token is the nearest centre: recompute by distances, from the weights that were set.
+    conv = model.encoder.blocks.output.conv
+    features = model.encoder.blocks[:-1](map_pixels(images)).relu().permute(0, 2, 3, 1)
+    scale = -conv.w[:, :, 0, 0].square().sum(1) / conv.b / 4  # |2c/s|^2 / (4 |c|^2/s) = 1/s
+    centres = conv.w[:, :, 0, 0] / scale[:, None] / 2
+    nearest = torch.cdist(features.flatten(0, 2), centres).argmin(1).view(8, 8, 8)
+    assert (nearest == model.tokens(images)).float().mean() > 0.999

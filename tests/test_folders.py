@@ -90,8 +90,9 @@ def test_a_broken_pair_is_skipped_counted_and_named(tmp_path, name):
 
 
 def test_a_pair_that_breaks_late_is_replaced_by_the_next(tmp_path):
-    write_folder(tmp_path, good_pairs(12))
-    train = load_folder(tmp_path, "train", DATA)
+    write_folder(tmp_path, good_pairs(12) | {"known": BROKEN["empty"]})
+    with pytest.warns(UserWarning, match="known.png"):
+        train = load_folder(tmp_path, "train", DATA)
     (tmp_path / train.files[4]).write_bytes(png()[:60])  # the header stays sound
     with pytest.warns(UserWarning, match=f"1 broken picture \\({train.files[4]}\\)"):
         picture, caption = train[4]

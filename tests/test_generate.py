@@ -304,6 +304,8 @@ def test_pipeline_refuses_captions_it_cannot_read(run):
         pipeline.generate("  ")
     with pytest.raises(ValueError, match="40 tokens, at most 31"):
         pipeline.generate("#" * 40)
+    with pytest.raises(ValueError, match="n must be positive, got 0"):
+        pipeline.generate("red", 0)
     with pytest.raises(ValueError, match="1 candidates for n=2 pictures: fewer"):
         pipeline.generate("red", 2, candidates=1)
 

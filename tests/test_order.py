@@ -42,6 +42,12 @@ def test_epochs_and_seeds_differ():
     assert not np.array_equal(a.rows(0, 100), b.rows(0, 100))
 
 
+def test_epochs_differ_in_the_order_of_the_shards():
+    order = Order([10] * 8, seed=0, window=1)
+    first = [tuple(order.rows(80 * epoch, 80 * epoch + 80)[::10] // 10) for epoch in range(4)]
+    assert len(set(first)) == 4
+
+
 def test_a_window_reads_few_shards_at_a_time():
     rows = Order([10] * 8, seed=3, window=2).rows(0, 80)
     for start in range(0, 80, 20):

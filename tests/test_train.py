@@ -19,10 +19,12 @@ from minidalle.train import Stopped, TrainingError, fit
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread_that_ctrl_c_interrupts():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job has none
     yield
+    signal.signal(signal.SIGINT, handler)
     torch.set_num_threads(threads)
 
 

@@ -11,9 +11,11 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.5 and figure 5; torch's 
 import os
 import sys
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -102,6 +104,8 @@ def shard(model: DALLE, mesh: DeviceMesh, precision: str = "float32") -> DALLE:
     """
     parts = mesh.size(mesh.ndim - 1)
     for block in model.transformer.blocks:
+        for norm in (block.attention.norm, block.mlp.norm):
+            norm.forward = partial(_norm_in_float32, norm)
         fully_shard(
             block,
             mesh=mesh,
@@ -112,6 +116,11 @@ def shard(model: DALLE, mesh: DeviceMesh, precision: str = "float32") -> DALLE:
     for name in MEASURES:
         register_fsdp_forward_method(model, name)
     return model
+
+
+def _norm_in_float32(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """Layer norm in float32 (figure 4), also where its gain and bias were gathered in bfloat16."""
+    return F.layer_norm(x, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
 
 
 @torch.no_grad()
