@@ -110,7 +110,9 @@ def students(name: str, cells: list[dict], release: dict) -> dict[str, tuple[dic
     reference = {c["id"]: c["text"] for c in cells if c["id"] in quick.exercises(cells)}
     full = {c["id"]: float(c["grading"]["points"]) for c in cells if quick.is_test(c)}
     whole = fill(release, reference)
-    found = {"reference": (whole, full), "blank": (release, {**dict.fromkeys(full, 0.0)})}
+    found = {"blank": (release, dict.fromkeys(full, 0.0))}
+    if reference:  # else the release is all there is to run
+        found["reference"] = (whole, full)
     mutants = quick.read_mutants(name)
     for student, which in (("mistaken", 0), ("confused", -1)) if mutants else ():
         answers = {exercise: as_cell(list(m.values())[which]) for exercise, m in mutants.items()}

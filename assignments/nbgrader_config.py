@@ -22,9 +22,7 @@ class MendMetadata(DeduplicateIds):
         for cell in nb.cells:
             if cell.metadata.get("nbgrader") == {}:
                 del cell.metadata["nbgrader"]  # an earlier copy: now an ordinary cell
-        present = {
-            cell.metadata.nbgrader.grade_id for cell in nb.cells if "nbgrader" in cell.metadata
-        }
+        present = {cell.metadata.get("nbgrader", {}).get("grade_id") for cell in nb.cells}
         lost = {name: data for name, data in _source(resources).items() if name not in present}
         for cell in nb.cells:
             if "nbgrader" not in cell.metadata and cell.get("id") in lost:
@@ -68,4 +66,5 @@ c.Autograde.sanitize_preprocessors = [
     CheckCellMetadata,
 ]
 c.OverwriteCells.add_missing_cells = True  # put deleted tests back
-c.ExecutePreprocessor.timeout = 60  # seconds a cell; a whole assignment takes less
+c.ExecutePreprocessor.timeout = 120  # seconds a cell; on a free core a whole assignment takes 5
+c.ExecutePreprocessor.startup_timeout = 300  # a kernel starts slowly where many are graded at once

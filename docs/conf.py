@@ -5,11 +5,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-PAGES = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
+PAGES = [*sorted(f"docs/{path.stem}" for path in (ROOT / "docs").glob("*.md")), "data/README"]
 
 project = "minidalle"
 author = "the minidalle contributors"
-extensions = ["myst_nb", "sphinx_mathjax_offline"]  # mathematics without a network
+extensions = ["myst_nb", "sphinx-mathjax-offline"]  # mathematics without a network
 root_doc = "README"  # the sources start at the root, so that the README's links hold
 include_patterns = ["README.md", "data/README.md", "docs/*.md", "notebooks/*.ipynb"]
 exclude_patterns = [".*", "runs", "docs/_build", "assignments", "**/.ipynb_checkpoints"]
@@ -28,7 +28,7 @@ html_copy_source = False
 def add_contents(app, name: str, source: list[str]) -> None:
     """Give the front page the table of contents that the sidebar is made of."""
     if name == root_doc:
-        pages = [*(f"notebooks/{n}" for n in NOTEBOOKS), *(f"docs/{n}" for n in PAGES)]
+        pages = [*(f"notebooks/{n}" for n in NOTEBOOKS), *PAGES]
         source[0] += "\n\n```{toctree}\n:hidden:\n\n" + "\n".join(pages) + "\n```\n"
 
 

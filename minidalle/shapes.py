@@ -70,8 +70,8 @@ TEMPLATES = (  # the first states every attribute in the plainest order
     "a {colour} {shape} in the {position}, {size}, on {background}",
     "a {size} {colour} {shape} on a {background} background",  # position left open
 )
-JITTER = 0.4  # pixels the centre may move, each way
-SIZE_JITTER = 0.02  # relative
+JITTER = 0.2  # pixels the centre may move, each way
+SIZE_JITTER = 0.01  # relative
 
 
 @dataclass(frozen=True)
@@ -206,12 +206,12 @@ def _heart() -> np.ndarray:
     return np.stack([x, -(y + 2.5)], axis=1) / 15.5
 
 
-_ARM = 0.36  # half the width of an arm of the cross
+_ARM = 0.4  # half the width of an arm of the cross
 OUTLINES = {
-    "square": _regular((1.12,), 4, np.pi / 4),
-    "triangle": _regular((1.12,), 3) + np.array([0, 0.2]),
-    "diamond": np.array([[0, -1.05], [0.72, 0], [0, 1.05], [-0.72, 0]]),
-    "star": _regular((1.1, 0.44), 10),
+    "square": _regular((1.27,), 4, np.pi / 4),
+    "triangle": _regular((1.22,), 3) + np.array([0, 0.25]),
+    "diamond": np.array([[0, -1.1], [0.7, 0], [0, 1.1], [-0.7, 0]]),
+    "star": _regular((1.18, 0.56), 10),
     "heart": _heart(),
     "cross": np.array(
         [

@@ -18,13 +18,14 @@ from minidalle.checkpoint import config_from_json, config_to_json, load_model, w
 from minidalle.clip import CLIP
 from minidalle.config import PRESETS, Config
 from minidalle.dalle import DALLE
-from minidalle.dvae import DiscreteVAE
+from minidalle.dvae import DiscreteVAE, spread_codes
 from minidalle.generate import sample
 from minidalle.tokenizer import BPETokenizer
 from minidalle.train import SECTIONS, fit
 
 MODELS = {"dvae": DiscreteVAE, "dalle": DALLE, "clip": CLIP}
 N_TEST = 256  # pictures in a test batch
+N_SPREAD = 400  # pictures that the first codes are spread over
 N_SHEET = 16  # pictures on a sheet of samples
 
 
@@ -87,9 +88,8 @@ def load_stage(run: Path, stage: str, device: str | torch.device = "cpu"):
 
 def train_tokenizer(config: Config, run: Path) -> BPETokenizer:
     """Learn byte-pair merges from the training captions -> run/tokenizer/tokenizer.json."""
-    dataset = data.load(config, "train")
-    captions = (dataset.caption(i) for i in range(len(dataset)))
-    bar = tqdm(captions, desc="tokenizer", total=len(dataset), unit="caption", disable=None)
+    captions = data.captions(data.load(config, "train"))
+    bar = tqdm(captions, desc="tokenizer", unit=" captions", disable=None)
     tokenizer = BPETokenizer.train(bar, config.tokenizer.vocab_size)
     folder = Path(run) / "tokenizer"
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def train_stage(
     if stage == "dalle":
         _check_dvae(config, loaded["dvae"])
     train_set, test_set = data.load(config, "train"), data.load(config, "test")
-    options = dict(loaded, seed=config.seed)
+    options = dict(loaded, seed=config.seed, cache=run / "cache" if stage == "dalle" else None)
     batches = data.batches(train_set, config, stage, **options, rank=rank, world=world)
     tests = data.batches(test_set, config, stage, **options)
     evaluate, sheet = CALLBACKS[stage](config, test_set, next(tests(0)), **loaded)
@@ -132,7 +132,12 @@ def train_stage(
         run_config=config, evaluate=evaluate, sheet=sheet, seed=config.seed, device=device,
         resume=not fresh, tensorboard=tensorboard,
     )  # fmt: skip
-    model = model or build(config, stage)
+    if model is None:
+        model = build(config, stage)
+        if stage == "dvae" and config.dvae.spread_codes:
+            some = torch.stack([train_set[i][0] for i in range(min(N_SPREAD, len(train_set)))])
+            generator = torch.Generator().manual_seed(config.seed)
+            spread_codes(model, some.float() / 255, generator)
     return fit(model, batches, getattr(config, f"train_{stage}"), run / stage, **options | scale)
 
 

@@ -34,6 +34,12 @@ SECTIONS = {
     "train_clip": ("data", "tokenizer", "clip"),
 }
 
+# What may change between the parts of a run: how long it is, what is told, how memory is used.
+FREE = {
+    "steps", "log_every", "eval_every", "save_every", "keep", "accumulate", "attention",
+    "checkpointing",
+}  # fmt: skip
+
 
 class Stopped(KeyboardInterrupt):
     """Ctrl-C or SIGTERM stopped the run, after a save; the message says how to go on."""
@@ -138,16 +144,17 @@ def _check(folder: str | Path, model: nn.Module, seed: int, device) -> Path:
 
 def _identity(config: TrainConfig, run_config: Config | None, seed: int) -> dict:
     """Return what must not change when a run is resumed, as plain JSON values."""
-    train = dataclasses.asdict(config)
-    train["lr_steps"] = 0 if config.halve_at else config.lr_steps or config.steps
-    for name in ("steps", "log_every", "eval_every", "save_every", "keep"):
-        del train[name]
-    parts = {"seed": seed}
     stages = [s for s in SECTIONS if run_config and getattr(run_config, s) == config]
     stage = stages[0] if len(stages) == 1 else "train"
-    for name in SECTIONS.get(stage, ()):
-        parts[name] = dataclasses.asdict(getattr(run_config, name))
-    return json.loads(json.dumps(parts | {stage: train}))
+    sections = {name: getattr(run_config, name) for name in SECTIONS.get(stage, ())}
+    parts = {name: dataclasses.asdict(part) for name, part in sections.items()}
+    parts[stage] = dataclasses.asdict(config)
+    parts[stage]["lr_steps"] = 0 if config.halve_at else config.lr_steps or config.steps
+    kept = {
+        name: {key: value for key, value in part.items() if key not in FREE}
+        for name, part in parts.items()
+    }
+    return json.loads(json.dumps({"seed": seed, **kept}))
 
 
 def _split(batch: dict[str, Tensor], parts: int, device) -> list[dict[str, Tensor]]:

@@ -211,13 +211,13 @@ def test_caption_posterior_is_the_rule_of_bayes():
 
 def test_caption_dropout_empties_captions_in_training_only():
     model, (text, image) = make(caption_dropout=0.5), pair(batch=64)
-    batch = {"text": text, "tokens": image}
-    plain = model.loss(batch, 0)[0]
-    model.train()
-    seen = []
+    batch, seen = {"text": text, "tokens": image}, []
     model.embed_text = lambda t: seen.append(t) or DALLE.embed_text(model, t)
+    model.loss(batch, 0)  # in evaluation
+    assert torch.equal(seen.pop(), text)
+    model.train()
     losses = [model.loss(batch, 0, torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2)]
-    assert losses[0] == losses[1] != losses[2] != plain
+    assert losses[0] == losses[1] != losses[2]
     empty = (seen[0] == PAD).all(1)
     assert 16 < empty.sum() < 48
     assert torch.equal(seen[0][~empty], text[~empty])

@@ -14,7 +14,7 @@ NAMES = (
     "07_scaling",
 )  # fmt: skip
 MAX_BYTES = 250_000
-MAX_LINES, MAX_COLUMNS = 25, 100  # of a code cell
+MAX_LINES, MAX_COLUMNS = 25, 79  # of a code cell; ruff.toml there says the same
 MIN_CHECKS = 5
 MIN_ALT = 40  # characters
 

@@ -1,18 +1,23 @@
 """The scale wing on one process: arithmetic, float16 scales, updates in the backward pass."""
 
 import math
+import time
 from dataclasses import replace
 
 import pytest
 import torch
+from own_pictures import good_pairs, write_tar
 from torch import nn
 
+from minidalle import data
 from minidalle.cache import LayerCache
 from minidalle.config import PRESETS, TrainConfig, get_config
 from minidalle.dalle import DALLE
 from minidalle.optim import AdamW, Average, make_optimizer, parameter_groups
+from minidalle.order import Order
 from minidalle.scale import arithmetic, card, footprint, memory, powersgd, precision
 from minidalle.scale.plan import plan, table
+from minidalle.tar_index import ENTRY
 from minidalle.transformer import layer_kinds
 
 GIB = 2**30
@@ -198,6 +203,37 @@ def test_ranks_are_those_of_table_1():
     assert powersgd.paper_rank(get_config("base").dalle.width) == 512
 
 
+# ---------------------------------------------------------------- the order of the data
+
+
+def test_a_hundred_shards_give_any_number_of_processes_the_same_batches(tmp_path):
+    pairs = list(good_pairs(300).items())
+    for k in range(100):
+        write_tar(tmp_path / f"{k:05d}.tar", dict(pairs[k * 3 : k * 3 + 3]))
+    sizes = ("data.image_size=16", "dvae.image_size=16", "clip.image_size=16", "dalle.grid=4")
+    config = get_config(
+        "toy", ["data.name=folder", f"data.folder={tmp_path}", "data.n_test=12", *sizes]
+    )
+    dataset = data.load(config, "train")
+    assert len(dataset.counts) == 100
+    for step in (0, 17):  # within the first epoch, and across its end
+        whole = next(data.batches(dataset, config, "dvae")(step))["images"]
+        for world in (2, 4):
+            parts = [
+                next(data.batches(dataset, config, "dvae", rank=r, world=world)(step))["images"]
+                for r in range(world)
+            ]
+            assert all(torch.equal(part, whole[r::world]) for r, part in enumerate(parts))
+
+
+def test_the_index_of_250_million_pairs_is_small_and_jumping_is_quick():
+    assert ENTRY.itemsize * 250e6 < 8 * GIB
+    order, began = Order([10_000] * 25_000, seed=0), time.process_time()
+    shares = [order.batch(200_000, 1024, r, 8) for r in range(8)]
+    assert time.process_time() - began < 5
+    assert len({i for share in shares for i in share.tolist()}) == 1024
+
+
 # ---------------------------------------------------------------- updates in the backward pass
 
 
@@ -329,15 +365,21 @@ def test_a_saved_optimiser_goes_on_with_sixteen_bit_moments():
 
 
 def test_averaged_weights_in_the_cpus_memory_are_the_averaged_weights():
-    model = nn.Linear(3, 3)
-    averages = [kind(model, 0.9) for kind in (Average, memory.HostAverage)]
-    for step in range(3):
-        with torch.no_grad():
-            model.weight += 1
-        for average in averages:
+    models = [nn.Linear(3, 3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    kinds = (Average, memory.HostAverage)
+    averages = [kind(model, 0.9, every=2) for kind, model in zip(kinds, models, strict=True)]
+    for step in range(5):
+        for model, average in zip(models, averages, strict=True):
+            with torch.no_grad():
+                model.weight += step
             average.update(step)
-    for a, b in zip(*(average.values for average in averages), strict=True):
-        torch.testing.assert_close(a, b)
+    for average in averages:
+        average.swap()
+    assert not torch.equal(models[0].weight, averages[0].values[0])
+    for values in zip(averages[0].values, averages[1].values, strict=True):
+        torch.testing.assert_close(*values)
+    torch.testing.assert_close(models[0].weight, models[1].weight)
 
 
 # ---------------------------------------------------------------- float16
@@ -396,17 +438,17 @@ def test_one_global_scale_loses_gradients_that_one_per_resblock_keeps():
         assert scales.unscale()
         pairs = zip(wanted, weight_gradients(model), strict=True)
         errors[single] = [((a - b).norm() / a.norm()).item() for a, b in pairs]
-    assert sum(error > 0.5 for error in errors[True]) >= 4, errors  # half fell below the range
-    assert max(errors[False]) < 0.05, errors
+    assert min(errors[True]) > 0.8, errors  # nothing is left of any gradient
+    assert max(errors[False]) < 0.15, errors  # float16 rounding, the first weights subnormal
 
 
 def few(model: DALLE) -> dict[str, torch.Tensor]:
-    return batch(16, model.config)
+    return batch(4, model.config)
 
 
 def calibrate(model: DALLE, scales: precision.ResblockScales) -> None:
     """The largest finite scales, a quarter of them: so that only the range is compared."""
-    scales.scales = [torch.tensor(2.0**40)] * len(scales.branches)
+    scales.scales = [torch.tensor(2.0**24)] * len(scales.branches)
     for _ in range(100):
         model.zero_grad()
         model.loss(few(model))[0].backward()
@@ -416,7 +458,7 @@ def calibrate(model: DALLE, scales: precision.ResblockScales) -> None:
         if not any(bad):
             break
         pairs = zip(scales.scales, bad, strict=True)
-        scales.scales = [s / 2 if b or scales.single else s for s, b in pairs]
+        scales.scales = [s / 4 if b or scales.single else s for s, b in pairs]
     scales.scales = [s / 4 for s in scales.scales]
 
 
@@ -471,3 +513,5 @@ def test_float16_works_with_checkpointed_blocks_and_when_sampling():
     model = DALLE(TINY.dalle)
     precision.ResblockScales(model)
     assert sample(model, [1, 2, 3], n=1).shape == (1, 8, 8)
+    with torch.no_grad():
+        assert math.isfinite(model.loss(batch(1))[0])

@@ -168,6 +168,7 @@ def test_only_what_matters_may_not_change_on_resume(tmp_path):
 
     again(replace(config, train_clip=tiny_config(3), dalle=replace(toy.dalle, n_layers=1)))
     again(replace(config, train_dvae=tiny_config(10, keep=9, log_every=3, save_every=2)))
+    again(replace(config, train_dvae=tiny_config(10, accumulate=4)))  # as advised when memory ends
     with pytest.raises(ValueError, match=r"dvae\.n_hid was 64, is now 32"):
         again(replace(config, dvae=replace(toy.dvae, n_hid=32)))
     with pytest.raises(ValueError, match=r"train_dvae\.lr_steps was 10, is now 30"):

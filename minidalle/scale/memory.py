@@ -77,6 +77,13 @@ class BackwardAdamW(AdamW):
             self.last_norm = norm
         return norm
 
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from `state_dict()`; torch would widen the moments to the weights' type."""
+        super().load_state_dict(state)
+        for values in self.state.values():
+            for name in ("exp_avg", "exp_avg_sq"):
+                values[name] = values[name].to(self.moments)
+
     def _hook(self, group: dict, number: int) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
             with torch.no_grad():
@@ -133,15 +140,27 @@ class HostAverage(Average):
     """optim.Average with the averaged weights in the CPU's memory, as the paper keeps them.
 
     Costs no device memory; each update of the average copies the weights over (B.2: every 25).
+    For a model that one process holds whole, plain or sharded over a mesh of one.
     """
 
     def __init__(self, model: nn.Module, decay: float, every: int = 1):
         super().__init__(model, decay, every)
+        self.live = [_local(p) for p in self.live]
         self.values = [_local(v).float().cpu() for v in self.values]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the parameters as they are after update `step`."""
-        live, self.live = self.live, [_local(p).float().cpu() for p in self.live]
+        if (step + 1) % self.every:
+            return
+        live, self.live = self.live, [p.float().cpu() for p in self.live]
         super().update(step)
         self.live = live
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the model's parameters with the averaged ones, one at a time."""
+        for parameter, value in zip(self.live, self.values, strict=True):
+            kept = parameter.float().cpu()
+            parameter.copy_(value)
+            value.copy_(kept)

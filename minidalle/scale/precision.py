@@ -72,16 +72,15 @@ class ResblockScales:
         self.scales = [torch.tensor(start * replicas) for _ in self.branches]
         self.last_drop = [-COOL_DOWN] * len(self.branches)
         self.step = 0
-        self.handles = []
         for number, branch in enumerate(self.branches):
-            self.handles += [
-                branch.norm.register_forward_hook(self._edge(_Enter, number)),
-                branch.register_forward_hook(self._edge(_Leave, number)),
-            ]
+            branch.norm.register_forward_hook(self._edge(_Enter, number))
+            branch.register_forward_hook(self._edge(_Leave, number))
             branch.forward = _in_half(branch.forward)
 
     def _edge(self, edge: type, number: int) -> Callable:
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():  # sampling: nothing to scale
+                return output
             scale = self.scales[number].to(output.device)
             return edge.apply(output, scale)
 
