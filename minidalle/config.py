@@ -116,7 +116,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     ema_every: int = 1
     accumulate: int = 1  # parts a batch is split into
-    precision: str = "float32"  # 'float32' 'bfloat16'
+    precision: str = "float32"  # 'float32' 'bfloat16' or 'auto', see train._precision
     log_every: int = 50
     eval_every: int = 500
     save_every: int = 500
@@ -145,21 +145,23 @@ TOY = Config(
     tokenizer=TokenizerConfig(vocab_size=512),
     dvae=DVAEConfig(
         image_size=32,
-        n_hid=64,
+        n_hid=32,
         n_blocks=1,
         n_pools=2,
-        vocab_size=256,
+        vocab_size=512,
         n_init=64,
-        beta=0.96,
-        beta_steps=300,
+        beta=3.0,
+        beta_steps=2000,
         tau=1 / 4,
-        tau_steps=1000,
+        tau_steps=2800,
         min_log_b=0.0,
+        gain=1.0,
+        spread_codes=True,
     ),
     dalle=DALLEConfig(
         text_vocab=512,
         text_len=32,
-        image_vocab=256,
+        image_vocab=512,
         grid=8,
         n_layers=4,
         n_heads=4,
@@ -179,17 +181,13 @@ TOY = Config(
         text_heads=3,
         embed_dim=64,
     ),
-    train_dvae=TrainConfig(steps=1500, batch_size=16, lr=1e-3, lr_end=1e-5, weight_decay=1e-4),
+    train_dvae=TrainConfig(
+        steps=7000, batch_size=16, lr=3e-3, lr_end=3e-5, warmup=100, weight_decay=1e-4,
+        clip_norm=1.0, precision="auto", eval_every=1000, save_every=1000,
+    ),
     train_dalle=TrainConfig(
-        steps=1000,
-        batch_size=32,
-        lr=1e-3,
-        lr_end=1e-5,
-        warmup=50,
-        betas=(0.9, 0.96),
-        weight_decay=4.5e-2,
-        clip_norm=4.0,
-        clip_variance=5.0,
+        steps=2500, batch_size=32, lr=1.5e-3, lr_end=1e-5, warmup=100, betas=(0.9, 0.96),
+        weight_decay=4.5e-2, clip_norm=4.0, clip_variance=5.0, precision="auto",
     ),
     train_clip=TrainConfig(
         steps=600, batch_size=64, lr=1e-3, lr_end=1e-5, warmup=50, betas=(0.9, 0.98), eps=1e-6,
@@ -256,8 +254,8 @@ _CIFAR = replace(
     TOY,
     preset="cifar",
     data=DataConfig("cifar"),
-    dvae=replace(TOY.dvae, vocab_size=512, n_init=128, min_log_b=-3.0),
-    dalle=replace(TOY.dalle, image_vocab=512, n_layers=8, n_heads=8),
+    dvae=replace(TOY.dvae, min_log_b=-3.0),
+    dalle=replace(TOY.dalle, n_layers=8, n_heads=8),
     train_dvae=replace(TOY.train_dvae, steps=10_000),
     train_dalle=replace(TOY.train_dalle, steps=30_000),
     train_clip=replace(TOY.train_clip, steps=5000),

@@ -177,9 +177,3 @@ def train_judge(
         if progress:
             progress(step, loss.item())
     return judge.eval()
-
-
-def train_toy_judge(seed: int = 0, progress: Callable[[int, float], None] | None = None) -> Judge:
-    """Teach the judge that ships: 12,000 scenes, one to two minutes on one core."""
-    scenes = true_scenes(12_000, seed)
-    return train_judge(scenes.images, scenes.attributes, seed=seed, progress=progress)

@@ -170,7 +170,7 @@ def render(
 def signed_distance(shape: str, points: np.ndarray) -> np.ndarray:
     """Distance from points (P, 2) to the outline of a shape of radius 1; negative inside."""
     if shape == "circle":
-        return np.hypot(points[:, 0], points[:, 1]) - 0.92
+        return np.hypot(points[:, 0], points[:, 1]) - 0.97
     if shape == "ring":
         return np.abs(np.hypot(points[:, 0], points[:, 1]) - 0.74) - 0.23
     return polygon_distance(points, OUTLINES[shape])
@@ -206,7 +206,7 @@ def _heart() -> np.ndarray:
     return np.stack([x, -(y + 2.5)], axis=1) / 15.5
 
 
-_ARM = 0.4  # half the width of an arm of the cross
+_ARM = 0.35  # half the width of an arm of the cross
 OUTLINES = {
     "square": _regular((1.27,), 4, np.pi / 4),
     "triangle": _regular((1.22,), 3) + np.array([0, 0.25]),

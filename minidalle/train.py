@@ -178,11 +178,21 @@ def _mix(*numbers: int) -> int:
 
 
 def _precision(name: str, device: str | torch.device):
+    """Autocast to bfloat16, or not; 'auto' does where the device multiplies it fast."""
+    kind = torch.device(device).type
+    if name == "auto":
+        name = "bfloat16" if _has_fast_bfloat16(kind) else "float32"
     if name not in ("float32", "bfloat16"):
-        raise ValueError(f"precision must be float32 or bfloat16, got {name!r}")
-    if name == "float32":
-        return nullcontext()
-    return torch.autocast(torch.device(device).type, torch.bfloat16)
+        raise ValueError(f"precision must be float32, bfloat16 or auto, got {name!r}")
+    return nullcontext() if name == "float32" else torch.autocast(kind, torch.bfloat16)
+
+
+def _has_fast_bfloat16(kind: str) -> bool:
+    """CUDA devices do, and x86 processors with these instructions; unknown means no."""
+    if kind != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # torch 2.11 cannot say
+        return kind == "cuda"
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 class _stop_signals:

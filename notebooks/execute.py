@@ -25,7 +25,8 @@ def execute(path: Path) -> None:
     """Run one notebook in its own folder and write it back."""
     notebook = nbformat.read(path, as_version=4)
     run = {"path": path.parent}
-    options = dict(timeout=600, kernel_name="python3", record_timing=False, coalesce_streams=True)
+    options = dict(timeout=600, startup_timeout=300, kernel_name="python3")
+    options |= dict(record_timing=False, coalesce_streams=True)
     NotebookClient(notebook, resources={"metadata": run}, **options).execute()
     notebook.metadata = {"kernelspec": KERNEL, "language_info": LANGUAGE}
     for cell in notebook.cells:

@@ -13,7 +13,8 @@ from minidalle.__main__ import main
 from minidalle.config import get_config
 
 SIZES = [
-    "data.n_train=40", "data.n_test=8", "tokenizer.vocab_size=300", "dalle.text_vocab=300",
+    "data.n_train=40", "data.n_test=8", "train_dvae.batch_size=16", "dvae.vocab_size=256",
+    "dalle.image_vocab=256", "tokenizer.vocab_size=300", "dalle.text_vocab=300",
     "clip.vocab_size=302", "dvae.n_hid=8", "dvae.n_init=8", "dalle.n_layers=2", "dalle.n_heads=2",
     "dalle.head_dim=8", "clip.vision_width=12", "clip.vision_layers=1", "clip.text_width=12",
     "clip.text_layers=1",

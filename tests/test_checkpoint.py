@@ -56,7 +56,7 @@ def test_a_configuration_survives_json(preset):
         (lambda t: t.replace('"n_layers": 4', '"n_layers": true'), "dalle.n_layers must be int"),
         (lambda t: t.replace('"n_layers": 4', '"layers": 4'), "no field 'layers'"),
         (lambda t: t.replace('"preset": "toy",', ""), "preset"),
-        (lambda t: t.replace('"vocab_size": 512', '"vocab_size": -1'), "vocab_size"),
+        (lambda t: re.sub('"vocab_size": [0-9]+', '"vocab_size": -1', t), "vocab_size"),
         (lambda t: t.replace('"augment": false', '"augment": null'), "data.augment must be bool"),
         (lambda t: t[: len(t) // 2], "not JSON"),
         (lambda t: "[1]", "must be an object"),
@@ -65,11 +65,12 @@ def test_a_configuration_survives_json(preset):
 )  # fmt: skip
 def test_a_damaged_configuration_is_refused_by_field(change, message):
     with pytest.raises(ValueError, match=message):
-        config_from_json(change(config_to_json(get_config("toy"))))
+        config_from_json(change(config_to_json(get_config("toy", ["dalle.n_layers=4"]))))
 
 
 def test_a_tuple_of_two_must_hold_two():
-    text = config_to_json(get_config("toy")).replace("0.96\n", "0.96, 0.5\n")
+    text = config_to_json(get_config("toy", ["train_clip.betas=(0.5, 0.25)"]))
+    text = text.replace("0.25\n", "0.25, 0.5\n")
     with pytest.raises(ValueError, match="betas must hold 2 values"):
         config_from_json(text)
 
@@ -219,8 +220,8 @@ def test_another_configuration_is_refused_by_field(tmp_path):
     with pytest.raises(ValueError, match=r"train\.lr was 0\.1, is now 0\.2"):
         Checkpoints(tmp_path).load_latest(*_live(), {"train": {"lr": 0.2}})
     save_model(tmp_path, {}, get_config("toy"))
-    other = get_config("toy", ["dalle.n_layers=2", "train_clip.lr=1"])
-    with pytest.raises(ValueError, match=r"dalle\.n_layers was 4, is now 2"):
+    other = get_config("toy", ["dalle.n_layers=20", "train_clip.lr=1"])
+    with pytest.raises(ValueError, match=r"dalle\.n_layers was \d+, is now 20"):
         load_model(tmp_path, other, ("dalle",))
     load_model(tmp_path, other, ("dvae", "data"))
 

@@ -120,6 +120,7 @@ def test_sizes_of_a_mask_are_positive_and_the_kernel_odd(text_len, grid, kernel)
 @pytest.fixture(scope="module")
 def dalle():
     sizes = ["dalle.n_layers=1", "dalle.n_heads=1", "dalle.head_dim=8"]
+    sizes += ["dvae.vocab_size=256", "dalle.image_vocab=256"]
     return DALLE(get_config("toy", sizes).dalle).eval()
 
 

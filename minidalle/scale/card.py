@@ -64,7 +64,7 @@ def card(gib: float, configs: list[Config] | None = None, measure: bool = True) 
     for config in configs:
         simple = found.get(config.preset, {})
         fits += [_fit_simple(config, stage, simple[stage], room) for stage in simple]
-        fits += [_fit_prior(config, room), _fit_sampling(config, room)]
+        fits += [_fit_prior(config, room), fit_sampling(config, room)]
     return fits
 
 
@@ -112,7 +112,9 @@ def _fit_prior(config: Config, room: float) -> Fit:
     return Fit(config.preset, "train dalle", *min(options, key=lambda option: option[2]))
 
 
-def _fit_sampling(config: Config, room: float) -> Fit:
+def fit_sampling(config: Config, room: float) -> Fit:
+    """Return how many pictures of one caption are drawn at once in `room` bytes."""
+
     def need(n: int) -> int:
         return sum(sampling_bytes(config.dalle, n).values())
 
@@ -121,7 +123,7 @@ def _fit_sampling(config: Config, room: float) -> Fit:
 
 
 def card_table(config: Config | None, gib: float) -> str:
-    """Return what fits on a card of `gib` GiB as text; config None (or any preset) shows all."""
+    """Return what fits on a card of `gib` GiB as text; config None shows every preset."""
     configs = [config] if config is not None else None
     lines = [f"on a card of {gib:g} GB:  (batch 0: does not fit; 'least' is GiB for a batch of 1)"]
     lines.append(f"{'preset':<8}{'what':<14}{'batch':>6}{'least':>9}  how")

@@ -13,13 +13,15 @@ from .arithmetic import (
     SCHEMES,
     Scheme,
     forward_flops,
+    full_cache_bytes,
     network_bytes,
     parameters,
+    sampling_bytes,
     states,
     training_bytes,
     training_flops,
 )
-from .card import CARDS, GIB, RESERVE, Card, card_table, sizes
+from .card import CARDS, GIB, MOST, RESERVE, Card, card_table, fit_sampling, sizes
 from .powersgd import paper_rank, saving
 
 __all__ = ["Plan", "card_table", "plan", "table"]
@@ -94,7 +96,7 @@ def plan(
         config, gpus, per_node, batch, CARDS[card], utilisation, parts, parameters(c), flops, work,
         memory_for(share // parts), network_bytes(c, per_node), network_bytes(c, per_node, rank),
         seconds, seconds * config.train_dalle.steps / 86400, seconds * PAPER_UPDATES / 86400, [],
-        _track(config, share // parts, per_node) if check else None,
+        _track(config, share // parts, per_node) if check and per_node > 1 else None,
     )  # fmt: skip
     return replace(made, advice=_advice(made))
 
@@ -153,31 +155,45 @@ def table(p: Plan) -> str:
         f"× {p.card.name} ({p.per_node} per machine), batch {p.batch}",
         "",
         "parameters",
-        *(f"  {name:<28}{n:>18,}" for name, n in p.parameters.items()),
-        f"  {'all':<28}{total:>18,}",
+        *(f"  {name:<30}{n:>18,}" for name, n in p.parameters.items()),
+        f"  {'all':<30}{total:>18,}",
         "floating-point operations",
-        *(f"  {name + ', forward, one pair':<28}{n:>18.3e}" for name, n in forward.items()),
-        f"  {'one update, forward+backward':<28}{p.flops:>17.3e}",
-        f"  {'the machine, with recompute':<28}{p.work:>18.3e}",
+        *(f"  {name + ', forward, one pair':<30}{n:>18.3e}" for name, n in forward.items()),
+        f"  {'one update, forward+backward':<30}{p.flops:>18.3e}",
+        f"  {'the machine, with recompute':<30}{p.work:>18.3e}",
         f"memory per GPU, GiB ({p.batch // p.gpus // p.parts} pairs at once)",
-        *(f"  {name:<28}{n / GIB:>18.2f}" for name, n in p.memory.items() if n),
-        f"  {'all':<28}{need / GIB:>18.2f}  "
+        *(f"  {name:<30}{n / GIB:>18.2f}" for name, n in p.memory.items() if n),
+        f"  {'all':<30}{need / GIB:>18.2f}  "
         + (f"fits {p.card.memory:g}" if p.fits else f"DOES NOT FIT {p.card.memory:g}"),
         *(_network_lines(p) if p.gpus > p.per_node else ()),
         f"time, at {p.utilisation:.0%} of {p.card.tflops:g} TFLOP/s",
-        f"  {'one update, s':<28}{p.seconds:>18.3g}",
-        f"  {f'{p.config.train_dalle.steps:,} updates, days':<28}{p.days:>18.3g}",
+        f"  {'one update, s':<30}{p.seconds:>18.3g}",
+        f"  {f'{p.config.train_dalle.steps:,} updates, days':<30}{p.days:>18.3g}",
     ]
     if p.config.train_dalle.steps != PAPER_UPDATES:
-        lines.append(f"  {f'{PAPER_UPDATES:,} updates, days':<28}{p.paper_days:>18.3g}")
+        lines.append(f"  {f'{PAPER_UPDATES:,} updates, days':<30}{p.paper_days:>18.3g}")
     if p.tracked:
         ours, theirs = p.tracked["arithmetic"] / GIB, p.tracked["tracked"] / GIB
         lines.append(
             f"check: {footprint.LAYERS} layers of fake tensors peak at {theirs:.2f} GiB without "
             f"moments, arithmetic says {ours:.2f}"
         )
-    lines += [f"to do: {line}" for line in p.advice]
+    lines += _sampling_lines(p) + [f"to do: {line}" for line in p.advice]
     return "\n".join(lines)
+
+
+def _sampling_lines(p: Plan) -> list[str]:
+    """How many pictures of one caption one card draws at once; 512 is the paper's number."""
+    c, fit = p.config.dalle, fit_sampling(p.config, p.card.memory * GIB * (1 - RESERVE))
+    if not fit.batch:
+        return [f"sampling needs {fit.least:.1f} GiB for one picture: DOES NOT FIT"]
+    two, one = (sum(sampling_bytes(c, n).values()) for n in (2, 1))
+    return [
+        f"sampling on one card, bfloat16: {fit.batch}{'+' if fit.batch == MOST else ''} pictures "
+        f"of one caption at once, 512 in {-(-512 // fit.batch)} batches",
+        f"  {'each picture, GiB':<30}{(two - one) / GIB:>18.3f}"
+        f"  (a cache of every state: {full_cache_bytes(c, 1) / GIB:.3f})",
+    ]
 
 
 def _network_lines(p: Plan) -> list[str]:
@@ -185,7 +201,7 @@ def _network_lines(p: Plan) -> list[str]:
     rank = paper_rank(width)
     return [
         "gradients between machines, per GPU and update",
-        f"  {'whole, GiB':<28}{p.network / GIB:>18.2f}",
-        f"  {f'PowerSGD rank {rank}, GiB':<28}{p.network_compressed / GIB:>18.2f}"
+        f"  {'whole, GiB':<30}{p.network / GIB:>18.2f}",
+        f"  {f'PowerSGD rank {rank}, GiB':<30}{p.network_compressed / GIB:>18.2f}"
         f"  (the paper counts {saving(rank, width):.1%} of the blocks' saved)",
     ]
