@@ -54,7 +54,7 @@ def lucidrains(config: DVAEConfig, n_parameters: int) -> nn.Module | None:
         kind, image_size=config.image_size, num_tokens=config.vocab_size, num_resnet_blocks=1,
         codebook_dim=config.n_init, num_layers=config.n_pools, kl_div_loss_weight=config.beta,
     )  # fmt: skip
-    widths = range(16, 1024, 16)
+    widths = range(32, 513, 16)
     with torch.device("meta"):
         sizes = {w: count(build(hidden_dim=w)) for w in widths}
     return build(hidden_dim=min(widths, key=lambda w: abs(sizes[w] - n_parameters)))

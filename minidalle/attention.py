@@ -17,6 +17,8 @@ SMALL = 512  # states; below this a dense mask is as fast as anything
 
 def causal_mask(length: int) -> Tensor:
     """Allow every state itself and all before it. Returns (length, length) bool."""
+    if length < 1:
+        raise ValueError(f"length must be positive, got {length}")
     return torch.ones(length, length, dtype=torch.bool).tril()
 
 

@@ -157,6 +157,8 @@ class CLIP(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
             raise ValueError(f"images must be (B, 3, S, S), got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise ValueError(f"images must be float in [0, 1], got {images.dtype}; divide by 255")
         size = self.config.image_size
         if images.shape[-1] != size:
             images = F.interpolate(images, (size, size), mode="bicubic", antialias=True)
@@ -247,6 +249,8 @@ def pack_text(text: Tensor, config: CLIPConfig) -> Tensor:
     Returns (B, C) int64; start-of-text is vocab_size - 2 and end-of-text vocab_size - 1.
     Raises ValueError when a caption cannot fit the context, or an id is a reserved one.
     """
+    if text.ndim != 2:
+        raise ValueError(f"text must be (B, L), got {tuple(text.shape)}")
     B, L = text.shape
     start, end = config.vocab_size - 2, config.vocab_size - 1
     if config.context_length < L + 2:

@@ -170,7 +170,7 @@ TOY = Config(
     ),
     clip=CLIPConfig(
         image_size=32,
-        patch_size=4,
+        patch_size=8,
         vision_width=96,
         vision_layers=3,
         vision_heads=3,
@@ -190,8 +190,8 @@ TOY = Config(
         weight_decay=4.5e-2, clip_norm=4.0, clip_variance=5.0, precision="auto",
     ),
     train_clip=TrainConfig(
-        steps=600, batch_size=64, lr=1e-3, lr_end=1e-5, warmup=50, betas=(0.9, 0.98), eps=1e-6,
-        weight_decay=0.2,
+        steps=800, batch_size=128, lr=2e-3, lr_end=1e-5, warmup=50, betas=(0.9, 0.98), eps=1e-6,
+        weight_decay=0.1,
     ),
 )  # fmt: skip
 
@@ -384,11 +384,14 @@ def check_config(config: Config) -> None:
         part = getattr(c, section.name)
         if dataclasses.is_dataclass(part):
             _check_ranges(section.name, part)
+            _check_choices(section.name, part)
     if c.dvae.image_size % 2**c.dvae.n_pools:
         raise ValueError(
             f"dvae.image_size={c.dvae.image_size} is not a multiple of 2**dvae.n_pools="
             f"{2**c.dvae.n_pools}"
         )
+    if c.seed < 0:
+        raise ValueError(f"seed={c.seed} must not be negative")
     pairs = {
         "data.image_size": (c.data.image_size, "dvae.image_size", c.dvae.image_size),
         "dalle.grid": (c.dalle.grid, "dvae.image_size / 2**dvae.n_pools", c.dvae.grid),
@@ -399,6 +402,61 @@ def check_config(config: Config) -> None:
     for name, (value, other, wanted) in pairs.items():
         if value != wanted and not (name == "clip.image_size" and c.data.name == "folder"):
             raise ValueError(f"{name}={value} must equal {other}={wanted}")
+    _check_clip(c)
+
+
+def _check_clip(c: Config) -> None:
+    """Raise ValueError where the two towers do not fit the pictures and captions."""
+    clip = c.clip
+    for whole, part in (
+        ("vision_width", "vision_heads"), ("text_width", "text_heads"), ("image_size", "patch_size")
+    ):  # fmt: skip
+        if getattr(clip, whole) % getattr(clip, part):
+            raise ValueError(
+                f"clip.{whole}={getattr(clip, whole)} is not a multiple of "
+                f"clip.{part}={getattr(clip, part)}"
+            )
+    least = {
+        "vocab_size": ("tokenizer.vocab_size", c.tokenizer.vocab_size + 2),
+        "context_length": ("dalle.text_len", c.dalle.text_len + 1),
+    }
+    for name, (other, value) in least.items():
+        if getattr(clip, name) < value:
+            raise ValueError(
+                f"clip.{name}={getattr(clip, name)} must be at least {value}, for {other}"
+            )
+
+
+CHOICES = {
+    ("data", "name"): ("shapes", "mnist", "fashion_mnist", "cifar", "emoji", "folder"),
+    ("dalle", "attention"): ("auto", "dense", "gathered", "flex"),
+    ("train", "precision"): ("float32", "bfloat16", "auto"),
+}
+
+
+def _check_choices(section: str, part: object) -> None:
+    """Raise ValueError for a value that is of the right type and still means nothing."""
+    for (home, name), choices in CHOICES.items():
+        value = getattr(part, name, None)
+        if section.startswith(home) and value not in choices:
+            names = ", ".join(choices)
+            raise ValueError(f"{section}.{name}={value!r} is unknown; choose from {names}")
+    if section == "tokenizer" and part.vocab_size < 256:
+        raise ValueError(f"tokenizer.vocab_size={part.vocab_size} must be at least 256, the bytes")
+    if section == "dvae" and part.n_pools > 16:
+        raise ValueError(f"dvae.n_pools={part.n_pools} must be at most 16")
+    if section == "dalle" and part.kernel % 2 == 0:
+        raise ValueError(f"dalle.kernel={part.kernel} must be odd")
+    if section.startswith("train"):
+        if len(part.betas) != 2 or not all(0 <= b < 1 for b in part.betas):
+            raise ValueError(f"{section}.betas={part.betas} must be two numbers in [0, 1)")
+        if part.batch_size % part.accumulate:
+            raise ValueError(
+                f"{section}.batch_size={part.batch_size} is not a multiple of "
+                f"{section}.accumulate={part.accumulate}"
+            )
+        if any(step < 0 for step in part.halve_at):
+            raise ValueError(f"{section}.halve_at={part.halve_at} must not hold negative updates")
 
 
 def _check_ranges(section: str, part: object) -> None:

@@ -73,6 +73,10 @@ class DALLE(nn.Module):
     def states(self, text: Tensor, image: Tensor) -> Tensor:
         """Return the last states (B, T, D); arguments and errors as `forward`."""
         c = self.config
+        for name, ids in (("text", text), ("image", image)):
+            if ids.ndim < 2 or ids.dtype != torch.int64:
+                shape = tuple(ids.shape)
+                raise ValueError(f"{name} must be (B, ...) int64, got {shape} {ids.dtype}")
         image = image.flatten(1)
         if text.shape[1:] != (c.text_len - 1,) or image.shape != (len(text), c.grid**2):
             raise ValueError(

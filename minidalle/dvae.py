@@ -36,7 +36,7 @@ def gumbel_softmax(logits: Tensor, tau: float, generator: torch.Generator | None
     the forward and the backward pass: no straight-through estimator.
     Raises ValueError unless tau > 0.
     """
-    if tau <= 0:
+    if not tau > 0:
         raise ValueError(f"tau must be positive, got {tau}")
     u = torch.rand(logits.shape, generator=generator, device=logits.device)  # multiples of 2^-24
     gumbel = -torch.log(-torch.log(u.clamp(min=2**-25)))
@@ -176,7 +176,7 @@ class DiscreteVAE(nn.Module):
         if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
             found = f"{tokens.min()} to {tokens.max()}"
             raise ValueError(f"tokens must lie in [0, {self.config.vocab_size}), got {found}")
-        mu, _ = self._decode_codes(self.code_vectors(tokens))
+        mu, _ = self.decode_vectors(self.code_vectors(tokens))
         return unmap_pixels(mu.float().sigmoid())
 
     def code_vectors(self, tokens: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class DiscreteVAE(nn.Module):
         vectors = F.embedding(tokens, codebook.w[:, :, 0, 0].T) + codebook.b
         return vectors.permute(0, 3, 1, 2)
 
-    def _decode_codes(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    def decode_vectors(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Code vectors (B, n_init, h, w) -> mu and ln b, each (B, 3, H, W)."""
         x = vectors
         for name, block in self.decoder.blocks.named_children():
@@ -202,7 +202,7 @@ class DiscreteVAE(nn.Module):
 
     def bound(self, images: Tensor, vectors: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The two terms of Eq. 1, mean nats per pixel value and mean nats per token: nll, kl."""
-        mu, log_b = self._decode_codes(vectors)
+        mu, log_b = self.decode_vectors(vectors)
         nll = logit_laplace_nll(map_pixels(images), mu.float(), log_b.float()).mean()
         return nll, kl_to_uniform(logits.float()).mean()
 

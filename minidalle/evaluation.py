@@ -209,7 +209,7 @@ def likelihood(pipeline: Pipeline, cases: Cases, tokens: Tensor) -> dict[str, fl
     for x, z, y in zip(*(t.split(64) for t in (cases.images, tokens, text)), strict=True):
         z = z.to(device)
         text_ln, image_ln = pipe.dalle.log_likelihood(y.to(device), z.flatten(1))
-        mu, log_b = pipe.dvae._decode_codes(pipe.dvae.code_vectors(z))
+        mu, log_b = pipe.dvae.decode_vectors(pipe.dvae.code_vectors(z))
         pixels = metrics.pixel_nats(x, mu.float().cpu(), log_b.float().cpu())
         costs = (-text_ln.double().cpu(), -image_ln.double().cpu(), pixels)
         sums += torch.stack([cost.sum() for cost in costs])

@@ -46,7 +46,7 @@ def sample(
     two calls with n = 4 draw the same pictures.
     Returns (n, grid, grid) int64. Raises ValueError for a value that makes no sense.
     """
-    _check(n, temperature, top_k, top_p)
+    _check(n, temperature, top_k, top_p, guidance)
     c = dalle.config
     device = dalle.image_start.device
     text = _captions(text, n, c.text_len - 1, c.text_vocab).to(device)
@@ -92,7 +92,9 @@ def _uncached(dalle: DALLE, text: Tensor, n: int, prompt: Tensor, guided: bool):
     return predict
 
 
-def _check(n: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+def _check(
+    n: int, temperature: float, top_k: int | None, top_p: float | None, guidance: float = 1.0
+) -> None:
     if n < 1:
         raise ValueError(f"n must be positive, got {n}")
     if not 0 <= temperature < float("inf"):
@@ -101,11 +103,14 @@ def _check(n: int, temperature: float, top_k: int | None, top_p: float | None) -
         raise ValueError(f"top_k must be 1 or more, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+    if not abs(guidance) < float("inf"):
+        raise ValueError(f"guidance must be a finite number, got {guidance}")
 
 
 def _captions(text: Sequence[int] | Tensor, n: int, length: int, vocab: int) -> Tensor:
     """Return captions (1 or n, length) int64, padded with PAD."""
-    text = torch.as_tensor(text, dtype=torch.int64)
+    text = torch.as_tensor(text)
+    text = text if text.numel() else text.long()  # an empty list makes a float tensor
     if text.ndim == 1 and len(text) <= length:
         text = F.pad(text, (0, length - len(text)), value=PAD)[None]
     if text.ndim != 2 or text.shape[1] != length or len(text) not in (1, n):
@@ -113,6 +118,8 @@ def _captions(text: Sequence[int] | Tensor, n: int, length: int, vocab: int) -> 
             f"text must be one caption of at most {length} ids or ({n}, {length}), "
             f"got shape {tuple(text.shape)}"
         )
+    if text.is_floating_point():
+        raise ValueError(f"text ids must be integers, got {text.dtype}")
     if text.max() >= vocab or text.min() < PAD:
         raise ValueError(f"text ids must be below {vocab}, got {text.min()} to {text.max()}")
     return text
@@ -122,6 +129,8 @@ def _prompt(prompt: Tensor | None, n: int, cells: int, vocab: int) -> Tensor:
     """Return the leading tokens (1 or n, p) int64."""
     if prompt is None:
         return torch.zeros(1, 0, dtype=torch.int64)
+    if prompt.is_floating_point():
+        raise ValueError(f"prompt tokens must be integers, got {prompt.dtype}")
     prompt = prompt[None] if prompt.ndim == 1 else prompt
     if prompt.ndim != 2 or len(prompt) not in (1, n) or prompt.shape[1] > cells:
         raise ValueError(
@@ -211,7 +220,9 @@ class Pipeline:
         cosine of picture and caption, NaN without a clip. On the CPU, whatever the device.
         Raises ValueError for an empty or over-long caption, or for candidates without a clip.
         """
-        _check(n, temperature, top_k, top_p)
+        _check(n, temperature, top_k, top_p, guidance)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {batch_size}")
         text, candidates = self._encode(caption), candidates or n
         if candidates < n or (candidates > n and self.clip is None):
             why = "a trained clip is needed to choose" if candidates > n else "fewer than n"

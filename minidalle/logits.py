@@ -31,6 +31,7 @@ def restrict(logits: Tensor, top_k: int | None = None, top_p: float | None = Non
         ordered, order = logits.sort(-1, descending=True)
         p = ordered.softmax(-1)
         before = p.cumsum(-1) - p  # probability of all likelier tokens
+        before[:, 0] = -1  # the likeliest stays, however small top_p
         outside = torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= top_p)
         logits = logits.masked_fill(outside, float("-inf"))
     return logits
@@ -44,6 +45,7 @@ def draw(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
     """
     if temperature == 0:
         return logits.argmax(-1)
-    cumulative = (logits / temperature).softmax(-1).double().cumsum(-1)  # (n, V)
+    logits = logits.double() - logits.amax(-1, keepdim=True)  # else a small temperature overflows
+    cumulative = (logits / temperature).softmax(-1).cumsum(-1)  # (n, V)
     target = uniform.double()[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True)[:, 0]

@@ -1,8 +1,9 @@
 """Run the notebooks again and store their results: `make notebooks`.
 
-What is written depends on the code alone, so nothing changes on disk where nothing changed in
-the code: no times, no widgets, no version of the reader's Python. A figure's alternative text is
-its cell's metadata "alt", where nbconvert reads it; it is copied to where MyST-NB does.
+What is written depends on the code alone, so nothing changes on disk where
+nothing changed in the code: no times, no widgets, no version of the reader's
+Python. A figure's alternative text is its cell's metadata "alt", where
+nbconvert reads it; it is copied to where MyST-NB does.
 """
 
 import sys
@@ -35,7 +36,7 @@ def execute(path: Path) -> None:
 
 
 def describe(cell) -> None:
-    """Keep of a cell's metadata what does not depend on the run; see the top for "alt"."""
+    """Drop what depends on the run; copy "alt" to its second place."""
     cell.metadata.pop("execution", None)
     if "alt" in cell.metadata:
         cell.metadata["mystnb"] = {"image": {"alt": cell.metadata["alt"]}}

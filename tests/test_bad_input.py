@@ -41,6 +41,8 @@ get_config('toy', ['dalle.n_layers=-1'])
 get_config('toy', ['dalle.n_layers=nan'])
 get_config('toy', ['dalle.n_layers=2=3'])
 get_config('toy', ['dalle.width=8'])
+get_config('toy', ['dalle.kernel=4'])
+get_config('toy', ['dalle.attention=magic'])
 get_config('toy', ['dalle.grid=9'])
 get_config('toy', ['dalle.image_vocab=7'])
 get_config('toy', ['dalle.text_vocab=7'])
@@ -49,20 +51,32 @@ get_config('toy', ['dalle.text_weight=nan'])
 get_config('toy', ['dalle.__class__=int'])
 get_config('toy', ['dvae.image_size=31'])
 get_config('toy', ['dvae.n_pools=40'])
+get_config('toy', ['dvae.n_pools=99999999999'])
 get_config('toy', ['dvae.tau=0'])
 get_config('toy', ['dvae.beta=-1'])
+get_config('toy', ['data.name=imagenet'])
 get_config('toy', ['data.augment=maybe'])
 get_config('toy', ['data.image_size=64'])
 get_config('toy', ['tokenizer.vocab_size=1e9999'])
 get_config('toy', ['tokenizer.dropout=1.5'])
+get_config('toy', ['clip.vision_heads=5'])
+get_config('toy', ['clip.patch_size=5'])
+get_config('toy', ['clip.vocab_size=300'])
+get_config('toy', ['clip.context_length=3'])
 get_config('toy', ['train_dalle.lr=0'])
 get_config('toy', ['train_dalle.lr=inf'])
 get_config('toy', ['train_dalle.betas=0.9'])
+get_config('toy', ['train_dalle.betas=(0.9,)'])
+get_config('toy', ['train_dalle.betas=(0.9, 1.5)'])
 get_config('toy', ['train_dalle.betas=__import__("os")'])
+get_config('toy', ['train_dalle.precision=float8'])
+get_config('toy', ['train_dalle.accumulate=5'])
 get_config('toy', ['train_dalle.ema_decay=1.5'])
+get_config('toy', ['train_dalle.halve_at=(-5,)'])
 get_config('toy', ['train_dalle=1'])
 get_config('toy', ['preset=x'])
 get_config('toy', ['seed=x'])
+get_config('toy', ['seed=-1'])
 get_config('toy', 'dalle.n_layers=2')
 """,
     "tokenizer": """
@@ -111,6 +125,7 @@ conv_mask(4, 4, 0)
 conv_mask(4, 4, 2)
 conv_mask(4, 4, -3)
 conv_mask(0, 0, 1)
+causal_mask(-1)
 layer_mask('diagonal', 4, 4, 1)
 layer_mask(None, 4, 4, 1)
 layer_kinds(0)
@@ -132,11 +147,14 @@ dvae.decode(cells + 256)
 dvae.loss({'images': images[:, :1]}, 0)
 gumbel_softmax(torch.zeros(1, 4, 2, 2), 0)
 gumbel_softmax(torch.zeros(1, 4, 2, 2), -1)
+gumbel_softmax(torch.zeros(1, 4, 2, 2), nan)
 """,
     "dalle": """
 dalle(text[:, 1:], image)
 dalle(text, image[:, 1:])
+dalle(text[0], image[0])
 dalle(text[:1], image)
+dalle(text.float(), image)
 dalle.loss({'text': text, 'tokens': image[:, 1:]}, 0)
 dalle.log_likelihood(text, image[:, :5])
 """,
@@ -151,10 +169,14 @@ sample(dalle, [1, 2], 1, top_k=-3)
 sample(dalle, [1, 2], 1, top_p=0)
 sample(dalle, [1, 2], 1, top_p=1.1)
 sample(dalle, [1, 2], 1, top_p=nan)
+sample(dalle, [1, 2], 1, guidance=nan)
+sample(dalle, [1, 2], 1, guidance=inf)
 sample(dalle, [10**6], 1)
 sample(dalle, [-5], 1)
 sample(dalle, [1] * 40, 1)
 sample(dalle, text, 5)
+sample(dalle, text[0].float(), 1)
+sample(dalle, [1, 2], 1, prompt=image[0].float())
 sample(dalle, [1, 2], 1, prompt=torch.zeros(100, dtype=torch.int64))
 sample(dalle, [1, 2], 1, prompt=image[0][:4] + 10**6)
 sample(dalle, [1, 2], 1, prompt=image[0][:4] - 10**6)
@@ -165,9 +187,12 @@ pipeline.generate('')
 pipeline.generate('   ')
 pipeline.generate(None)
 pipeline.generate('red ' * 100)
+pipeline.generate('red', n=0)
+pipeline.generate('red', n=-1)
 pipeline.generate('red', n=4, candidates=2)
 pipeline.generate('red', candidates=-1)
 pipeline.generate('red', temperature=-1)
+pipeline.generate('red', batch_size=0)
 Pipeline(tokenizer, dvae, dalle).generate('red', n=1, candidates=2)
 Pipeline.load(missing)
 Pipeline.load(folder)
@@ -177,10 +202,12 @@ Pipeline.load(binary_file)
 clip.encode_image(images[0])
 clip.encode_image(images[:, :1])
 clip.encode_image(images[:, :, :16])
+clip.encode_image((images * 255).byte())
 clip.encode_text(text[0])
 clip.encode_text(torch.zeros(1, 400, dtype=torch.int64))
 pack_text(torch.zeros(1, 400, dtype=torch.int64), config.clip)
 pack_text(text + 10**6, config.clip)
+pack_text(text[0], config.clip)
 """,
     "metrics": """
 wilson(0.5, 0)
@@ -376,6 +403,7 @@ dvae --data {missing}
 dvae --data {folder}
 dvae --data {binary_file}
 tokenizer --run {binary_file}
+tokenizer tokenizer.vocab_size=1 dalle.text_vocab=1
 dalle --run {missing}
 dalle --run {folder}
 clip --run {missing}
@@ -383,6 +411,7 @@ generate
 generate red --run {missing}
 generate red --run {binary_file}
 generate red --preset tiny
+generate red --run {run} -n 0
 generate red --run {run} -n x
 generate red --run {run} --candidates -1
 generate red --run {run} -n 4 --candidates 2
@@ -395,7 +424,9 @@ generate red --run {run} --out {folder}
 generate '' --run {run}
 generate ' ' --run {run}
 generate 'red red red red red red red red red red red red red red red red red red' --run {run}
+evaluate --run {missing}
 evaluate --vote {missing}
+evaluate --vote {missing} {missing}
 data --data {missing}
 data --data {folder}
 data --data {binary_file}
@@ -404,6 +435,8 @@ data data.image_size=64
 plan --preset tiny
 plan --gpus 0
 plan --gpus -1
+plan --batch 0
+plan --batch -5
 plan --card 0
 plan --card -1
 demo --preset cifar

@@ -117,7 +117,7 @@ def test_likelihood_by_a_loop(pipeline):
         padded = torch.tensor([ids + [PAD] * (31 - len(ids))])
         with torch.no_grad():
             text_logits, image_logits = pipeline.dalle(padded, z.flatten()[None])
-            mu, log_b = pipeline.dvae._decode_codes(pipeline.dvae.code_vectors(z[None]))
+            mu, log_b = pipeline.dvae.decode_vectors(pipeline.dvae.code_vectors(z[None]))
         n_text += len(ids)
         text_nats -= sum(text_logits[0].log_softmax(1)[i, t].item() for i, t in enumerate(ids))
         log_p = image_logits[0].log_softmax(1)

@@ -75,11 +75,11 @@ def plan(
     memory tracker watch fake tensors (some seconds).
     Raises ValueError where numbers do not divide, or the card is unknown.
     """
-    c, batch = config.dalle, batch or config.train_dalle.batch_size
+    c, batch = config.dalle, config.train_dalle.batch_size if batch is None else batch
     if card not in CARDS:
         raise ValueError(f"unknown card {card!r}; choose from {', '.join(CARDS)}")
     per_node = min(per_node, gpus)
-    if gpus < 1 or gpus % per_node or batch % gpus:
+    if gpus < 1 or batch < 1 or gpus % per_node or batch % gpus:
         raise ValueError(
             f"batch={batch} must divide among gpus={gpus}, and those into nodes of {per_node}"
         )
