@@ -493,8 +493,9 @@ def test_an_overflow_is_noticed_and_does_not_reach_earlier_blocks():
     scales.scales[-1] = torch.tensor(2.0**40)  # the last resblock overflows
     model.loss(batch())[0].backward()
     assert not scales.unscale()
-    first = model.transformer.blocks[0]
-    assert all(p.grad.isfinite().all() for p in first.parameters())
+    for name, p in model.named_parameters():
+        if "blocks.1.mlp" not in name:  # embeddings, too
+            assert p.grad.isfinite().all(), name
     last = model.transformer.blocks[-1].mlp
     assert not last.down.weight.grad.isfinite().all()
 
