@@ -34,6 +34,10 @@ notebooks: $(READY)
 	OMP_NUM_THREADS=1 $(PY) notebooks/execute.py
 	$(PY) -m ruff check -q notebooks && $(PY) -m ruff format -q --check notebooks
 
+# Grade the reference, blank, mistaken and damaged notebooks with nbgrader, and all mutants.
+assignments: $(READY)
+	OMP_NUM_THREADS=1 $(PY) assignments/check_assignments.py
+
 # The tools of the site are not needed for anything else, so they are not in requirements.txt.
 site: $(READY)
 	$(PY) -m pip install -q --disable-pip-version-check -r docs/requirements.txt

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from minidalle.config import DALLEConfig, DVAEConfig
 from minidalle.dvae import DiscreteVAE
 
+Case = tuple[nn.Module, Callable[[Tensor], Tensor]]
 OPENAI = "DALL-E is not installed: its rows are left out"
 
 
@@ -33,12 +34,12 @@ def openai(config: DVAEConfig) -> DiscreteVAE | None:
     from dall_e.encoder import Encoder
 
     sizes = dict(
-        n_hid=config.n_hid, n_blk_per_group=config.n_blocks, vocab_size=config.vocab_size,
-        requires_grad=True,
+        n_hid=config.n_hid, n_blk_per_group=config.n_blocks, vocab_size=config.vocab_size
     )  # fmt: skip
     model = DiscreteVAE(config)
     weights = model.state_dict()
     model.encoder, model.decoder = Encoder(**sizes), Decoder(**sizes, n_init=config.n_init)
+    model.requires_grad_(True)  # its own requires_grad=True fails, as it fills weights in place
     model.load_state_dict(weights)
     return model
 
@@ -65,7 +66,7 @@ def count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def losses(a: argparse.Namespace, config: DVAEConfig) -> dict[str, tuple[nn.Module, Callable]]:
+def losses(config: DVAEConfig, device: str, compiled: bool) -> dict[str, Case]:
     """Return by name a model and a function from pictures to its loss."""
     torch.manual_seed(0)
     ours, theirs, flat = DiscreteVAE(config), openai(config), DiscreteVAE(config)
@@ -77,7 +78,7 @@ def losses(a: argparse.Namespace, config: DVAEConfig) -> dict[str, tuple[nn.Modu
         models["DALL-E package"] = theirs
         models["DALL-E package, channels last"] = openai(config)
     found = {name: (model, partial(our_loss, model)) for name, model in models.items()}
-    if a.compile:
+    if compiled:
         model = DiscreteVAE(config).to(memory_format=torch.channels_last)
         found["minidalle, channels last, compiled"] = model, torch.compile(partial(our_loss, model))
     if peer is None:
@@ -85,7 +86,7 @@ def losses(a: argparse.Namespace, config: DVAEConfig) -> dict[str, tuple[nn.Modu
     else:
         found["dalle-pytorch"] = peer, partial(peer, return_loss=True)
     for name, (model, _) in found.items():
-        model.to(torch.get_default_device())
+        model.to(device)
         if "channels last" in name:
             model.to(memory_format=torch.channels_last)
     return found
@@ -145,10 +146,9 @@ def main() -> None:
         image_size=a.size, n_hid=a.width, n_blocks=a.blocks, vocab_size=a.codes
     )  # OpenAI's modules take no other number of groups, and no width below 64 or 512 codes
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_default_device(device)
-    images = torch.rand(a.batch, 3, a.size, a.size)
+    images = torch.rand(a.batch, 3, a.size, a.size, device=device)
     wide = images.contiguous(memory_format=torch.channels_last)
-    models, cases, bytes_kept = losses(a, config), {}, {}
+    models, cases, bytes_kept = losses(config, device, a.compile), {}, {}
     for dtype in (torch.float32, torch.bfloat16):
         for name, (model, loss) in models.items():
             key = name, dtype
@@ -159,14 +159,14 @@ def main() -> None:
     work = {name: operations(loss, images) for name, (_, loss) in models.items()
             if "compiled" not in name}  # fmt: skip
     best = alternate(cases, a.rounds)
-    report(a, models, best, work, bytes_kept)
+    report(a, device, models, best, work, bytes_kept)
 
 
-def report(a, models, best, work, bytes_kept) -> None:
+def report(a, device, models, best, work, bytes_kept) -> None:
     """Print the table; ratios are to our default, channels last, in the same precision."""
     print(
         f"{a.batch} pictures of {a.size} x {a.size}, n_hid {a.width}, {a.blocks} block(s) a group, "
-        f"{a.codes} codes, {torch.get_default_device()}, {torch.get_num_threads()} thread(s), "
+        f"{a.codes} codes, {device}, {torch.get_num_threads()} thread(s), "
         f"torch {torch.__version__}"
     )
     print(f"{'':48}{'ms':>8}{'ratio':>8}{'ms / 10^9':>11}{'kept MB':>9}{'parameters':>12}")

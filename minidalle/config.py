@@ -142,7 +142,7 @@ class Config:
 TOY = Config(
     preset="toy",
     data=DataConfig(),
-    tokenizer=TokenizerConfig(vocab_size=512),
+    tokenizer=TokenizerConfig(vocab_size=512, dropout=0.0),  # minutes of training: nothing to spare
     dvae=DVAEConfig(
         image_size=32,
         n_hid=32,
@@ -150,10 +150,10 @@ TOY = Config(
         n_pools=2,
         vocab_size=512,
         n_init=64,
-        beta=3.0,
-        beta_steps=2000,
+        beta=1.0,
+        beta_steps=1500,
         tau=1 / 4,
-        tau_steps=2800,
+        tau_steps=2000,
         min_log_b=0.0,
         gain=1.0,
         spread_codes=True,
@@ -182,12 +182,13 @@ TOY = Config(
         embed_dim=64,
     ),
     train_dvae=TrainConfig(
-        steps=7000, batch_size=16, lr=3e-3, lr_end=3e-5, warmup=100, weight_decay=1e-4,
+        steps=5000, batch_size=16, lr=3e-3, lr_end=3e-5, warmup=100, weight_decay=1e-4,
         clip_norm=1.0, precision="auto", eval_every=1000, save_every=1000,
     ),
     train_dalle=TrainConfig(
-        steps=2500, batch_size=32, lr=1.5e-3, lr_end=1e-5, warmup=100, betas=(0.9, 0.96),
-        weight_decay=4.5e-2, clip_norm=4.0, clip_variance=5.0, precision="auto",
+        steps=6000, batch_size=16, lr=1.5e-3, lr_end=1e-5, warmup=100, betas=(0.9, 0.96),
+        weight_decay=4.5e-2, clip_norm=4.0, clip_variance=5.0, precision="auto", eval_every=1000,
+        save_every=1000,
     ),
     train_clip=TrainConfig(
         steps=800, batch_size=128, lr=2e-3, lr_end=1e-5, warmup=50, betas=(0.9, 0.98), eps=1e-6,

@@ -23,7 +23,7 @@ every = pytest.mark.parametrize("name", quick.ASSIGNMENTS)
 graded = pytest.mark.parametrize("name", GRADED)
 
 
-def tests_of(name):
+def point_cells(name):
     """The test cells that give points, by id, as syntax trees."""
     cells = [c for c in quick.read_cells(name) if quick.is_test(c) and c["grading"]["points"]]
     return {c["id"]: ast.parse(c["text"]) for c in cells}
@@ -113,7 +113,7 @@ def test_markers_stand_where_they_belong(name):
 
 @graded
 def test_every_assert_has_a_message(name):
-    for where, tree in tests_of(name).items():
+    for where, tree in point_cells(name).items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Assert):
                 assert node.msg, f"{where}: {ast.unparse(node)}"
@@ -123,7 +123,7 @@ def test_every_assert_has_a_message(name):
 
 @graded
 def test_every_exercise_is_tested_for_its_type(name):
-    for where, tree in tests_of(name).items():
+    for where, tree in point_cells(name).items():
         if where.endswith("-visible"):
             code = ast.unparse(tree)
             assert "isinstance(" in code or "type(" in code, where
@@ -132,14 +132,14 @@ def test_every_exercise_is_tested_for_its_type(name):
 @graded
 def test_no_test_cell_ends_in_a_value(name):
     """nbgrader reads a displayed number as points, and a true assertion says nothing."""
-    for where, tree in tests_of(name).items():
+    for where, tree in point_cells(name).items():
         last = tree.body[-1]
         assert not isinstance(last, ast.Expr) or "assert_close" in ast.unparse(last), where
 
 
 @graded
 def test_random_inputs_come_from_the_seed(name):
-    for where, tree in tests_of(name).items():
+    for where, tree in point_cells(name).items():
         for node in ast.walk(tree):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             if called in ("torch.randn", "torch.rand", "torch.randint", "torch.randperm"):
@@ -155,7 +155,7 @@ def test_random_inputs_come_from_the_seed(name):
 @graded
 def test_no_test_calls_another_exercise(name):
     exercises = set(quick.exercises(quick.read_cells(name)))
-    for where, tree in tests_of(name).items():
+    for where, tree in point_cells(name).items():
         called = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} & exercises
         assert called == {where.partition("-")[0]}, where
 
