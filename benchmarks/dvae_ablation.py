@@ -108,8 +108,8 @@ plain = fixed(spread_codes=False)
 VARIANTS = {
     "preset": Variant(),
     "beta / 10": Variant(scaled("beta", 0.1)),
-    "beta = 1, the bound": Variant(fixed(beta=1.0)),
     "beta x 3": Variant(scaled("beta", 3)),
+    "beta 6.6, the paper's": Variant(fixed(beta=6.6)),
     "3x3 around the codes": Variant(model=WideCodes),
     "average-pool": Variant(model=AveragePool),
     "tau linear": Variant(model=LinearTau),
@@ -119,8 +119,8 @@ VARIANTS = {
     "no floor of ln b": Variant(fixed(min_log_b=None)),
     "no spread": Variant(plain),
     "no spread, beta / 10": Variant(both(plain, scaled("beta", 0.1))),
-    "no spread, beta = 1": Variant(both(plain, fixed(beta=1.0))),
     "no spread, beta x 3": Variant(both(plain, scaled("beta", 3))),
+    "no spread, beta 6.6": Variant(both(plain, fixed(beta=6.6))),
 }
 
 

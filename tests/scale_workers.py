@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from minidalle.config import TrainConfig, get_config
+from minidalle.config import DALLEConfig, TrainConfig, get_config
 from minidalle.dalle import DALLE
 from minidalle.scale import launch, memory, powersgd, precision, sharding
 from minidalle.scale.checkpoints import ShardedCheckpoints
@@ -25,8 +25,11 @@ STEPS = 6
 
 def tiny(**changes) -> object:
     """A configuration of a DALLE so small that processes spend their time on each other."""
-    sizes = ("n_layers=3", "n_heads=4", "head_dim=8", "text_len=8")
-    config = get_config("toy", [f"dalle.{s}" for s in sizes])
+    prior = DALLEConfig(
+        text_vocab=512, text_len=8, image_vocab=256, grid=8, n_layers=3, n_heads=4, head_dim=8,
+        kernel=3,
+    )  # fmt: skip
+    config = replace(get_config("toy"), dalle=prior)
     training = TrainConfig(
         steps=STEPS, batch_size=8, lr=1e-3, warmup=2, betas=(0.9, 0.96), weight_decay=0.05,
         clip_norm=1.0, clip_variance=5.0, log_every=1, eval_every=100, save_every=3,

@@ -68,7 +68,7 @@ def test_generate_writes_a_picture_and_the_seed_decides_it(run, tmp_path, capsys
 def test_a_finished_stage_is_not_overwritten_by_another_configuration(run, capsys):
     before = (run / "dvae" / "model.safetensors").read_bytes()
     line = fails(["dvae", "--run", str(run), *TINY, "dvae.beta=2.0"], capsys)
-    assert "dvae.beta was 0" in line and "is now 2.0" in line and "--fresh" in line
+    assert "dvae.beta was 1.0" in line and "is now 2.0" in line and "--fresh" in line
     assert (run / "dvae" / "model.safetensors").read_bytes() == before
 
 

@@ -278,7 +278,7 @@ def test_the_toy_world_is_loaded_by_name(split):
 @pytest.mark.parametrize(
     "overrides, split, message",
     [
-        (["data.name=nothing"], "train", "unknown data.name='nothing'; choose from shapes"),
+        (["data.name=nothing"], "train", "data.name='nothing' is unknown; choose from shapes"),
         ([], "valid", "must be one of train, test, held_out, got 'valid'"),
         (["data.name=cifar"], "held_out", "must be one of train, test, got"),
         (["data.name=folder"], "train", "data.folder='' is not a folder; .* --data FOLDER"),

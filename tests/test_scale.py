@@ -11,7 +11,7 @@ from torch import nn
 
 from minidalle import data
 from minidalle.cache import LayerCache
-from minidalle.config import PRESETS, TrainConfig, get_config
+from minidalle.config import PRESETS, DALLEConfig, TrainConfig, get_config
 from minidalle.dalle import DALLE
 from minidalle.optim import AdamW, Average, make_optimizer, parameter_groups
 from minidalle.order import Order
@@ -21,12 +21,19 @@ from minidalle.tar_index import ENTRY
 from minidalle.transformer import layer_kinds
 
 GIB = 2**30
-TINY = get_config(
-    "toy", ["dalle.n_layers=2", "dalle.n_heads=2", "dalle.head_dim=16", "dalle.text_len=32"]
+TINY = DALLEConfig(
+    text_vocab=512,
+    text_len=32,
+    image_vocab=256,
+    grid=8,
+    n_layers=2,
+    n_heads=2,
+    head_dim=16,
+    kernel=3,
 )
 
 
-def batch(n: int = 4, c=TINY.dalle) -> dict[str, torch.Tensor]:
+def batch(n: int = 4, c=TINY) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(1)
     return {
         "text": torch.randint(0, c.text_vocab, (n, c.text_len - 1), generator=g),
@@ -72,7 +79,7 @@ def test_a_block_keeps_the_bytes_that_the_arithmetic_says(precision_name, monkey
     from minidalle import attention
 
     monkeypatch.setattr(attention, "dense", footprint._fused)
-    c = replace(TINY.dalle, attention="dense")
+    c = replace(TINY, attention="dense")
     model = DALLE(c).transformer.blocks[0]
     kept = {}
 
@@ -115,7 +122,7 @@ def test_the_paper_fits_one_large_card_only_with_updates_in_the_backward_pass():
 
 
 def test_the_windowed_cache_has_the_sizes_of_the_real_one():
-    for c in (TINY.dalle, get_config("small").dalle, get_config("12b").dalle):
+    for c in (TINY, get_config("small").dalle, get_config("12b").dalle):
         for kind in set(layer_kinds(c.n_layers)):
             text = torch.zeros(1, 1, c.text_len, 1)  # slots do not depend on the width
             real = LayerCache(c, kind, text, text, samples=2)
@@ -270,7 +277,7 @@ def backward_optimizer(model, config, **options) -> memory.BackwardAdamW:
 
 
 def test_updates_in_the_backward_pass_are_those_of_adamw_and_leave_no_gradient():
-    config, models = config_of(), [DALLE(TINY.dalle) for _ in range(2)]
+    config, models = config_of(), [DALLE(TINY) for _ in range(2)]
     wanted = train(models[0], make_optimizer(models[0], config))
     found = train(models[1], backward_optimizer(models[1], config, moments=torch.float32))
     assert found == pytest.approx(wanted, rel=1e-5)
@@ -284,9 +291,9 @@ def test_updates_in_the_backward_pass_are_those_of_adamw_and_leave_no_gradient()
 def test_sixteen_bit_moments_and_weights_train_as_well():
     config, losses = config_of(), {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        model = DALLE(TINY.dalle).to(dtype)
+        model = DALLE(TINY).to(dtype)
         losses[name] = train(model, memory.backward_adamw(model, config), 12)
-    reference = DALLE(TINY.dalle)
+    reference = DALLE(TINY)
     wanted = train(reference, make_optimizer(reference, config), 12)
     assert losses["float32"][-1] == pytest.approx(wanted[-1], rel=2e-3)
     assert losses["bfloat16"][-1] == pytest.approx(wanted[-1], rel=1e-2)
@@ -359,10 +366,10 @@ def test_accumulation_and_updates_in_the_backward_pass_exclude_each_other():
 
 
 def test_a_saved_optimiser_goes_on_with_sixteen_bit_moments():
-    config, model = config_of(), DALLE(TINY.dalle)
+    config, model = config_of(), DALLE(TINY)
     optimizer = memory.backward_adamw(model, config)
     train(model, optimizer, 2)
-    other = DALLE(TINY.dalle)
+    other = DALLE(TINY)
     other.load_state_dict(model.state_dict())
     again = memory.backward_adamw(other, config)
     again.load_state_dict(optimizer.state_dict())
@@ -401,9 +408,9 @@ def gradients(model, **scales) -> list[torch.Tensor]:
 
 
 def test_float16_gradients_are_the_float32_ones():
-    names = [name for name, _ in DALLE(TINY.dalle).named_parameters()]
-    wanted = gradients(DALLE(TINY.dalle))
-    found = gradients(DALLE(TINY.dalle), replicas=1)
+    names = [name for name, _ in DALLE(TINY).named_parameters()]
+    wanted = gradients(DALLE(TINY))
+    found = gradients(DALLE(TINY), replicas=1)
     for name, a, b in zip(names, wanted, found, strict=True):
         if name != "pads.weight":  # full captions: no gradient
             assert (a - b).norm() <= 5e-3 * a.norm(), name
@@ -411,7 +418,7 @@ def test_float16_gradients_are_the_float32_ones():
 
 def deep_model() -> DALLE:
     """A residual stream that grows 2**32-fold over 4 layers, so that gradients shrink as fast."""
-    model = DALLE(replace(TINY.dalle, n_layers=4, text_len=8, grid=8))
+    model = DALLE(replace(TINY, n_layers=4, text_len=8, grid=8))
     branches = precision.resblocks(model)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -470,7 +477,7 @@ def calibrate(model: DALLE, scales: precision.ResblockScales) -> None:
 
 
 def test_scales_grow_drop_cool_down_and_stay_in_their_range():
-    scales = precision.ResblockScales(DALLE(TINY.dalle), replicas=4)
+    scales = precision.ResblockScales(DALLE(TINY), replicas=4)
     first = 4 * 2.0**13
     assert [s.item() for s in scales.scales] == [first] * 4  # two blocks, two resblocks each
     scales._adapt([True, False, False, False])
@@ -488,7 +495,7 @@ def test_scales_grow_drop_cool_down_and_stay_in_their_range():
 
 
 def test_an_overflow_is_noticed_and_does_not_reach_earlier_blocks():
-    model = DALLE(TINY.dalle)
+    model = DALLE(TINY)
     scales = precision.ResblockScales(model)
     scales.scales[-1] = torch.tensor(2.0**40)  # the last resblock overflows
     model.loss(batch())[0].backward()
@@ -501,7 +508,7 @@ def test_an_overflow_is_noticed_and_does_not_reach_earlier_blocks():
 
 
 def test_scales_are_saved_and_restored():
-    models = [DALLE(TINY.dalle) for _ in range(2)]
+    models = [DALLE(TINY) for _ in range(2)]
     one, two = (precision.ResblockScales(model) for model in models)
     one._adapt([True, False, False, True])
     two.load_state_dict(one.state_dict())
@@ -513,12 +520,12 @@ def test_scales_are_saved_and_restored():
 def test_float16_works_with_checkpointed_blocks_and_when_sampling():
     from minidalle.generate import sample
 
-    c = replace(TINY.dalle, checkpointing=True)
+    c = replace(TINY, checkpointing=True)
     found = gradients(DALLE(c), replicas=1)
     wanted = gradients(DALLE(c))
     total = [torch.cat([g.flatten() for g in gs]) for gs in (wanted, found)]
     assert (total[0] - total[1]).norm() < 5e-3 * total[0].norm()
-    model = DALLE(TINY.dalle)
+    model = DALLE(TINY)
     precision.ResblockScales(model)
     assert sample(model, [1, 2, 3], n=1).shape == (1, 8, 8)
     with torch.no_grad():

@@ -156,11 +156,3 @@ class HostAverage(Average):
         live, self.live = self.live, [p.float().cpu() for p in self.live]
         super().update(step)
         self.live = live
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange the model's parameters with the averaged ones, one at a time."""
-        for parameter, value in zip(self.live, self.values, strict=True):
-            kept = parameter.float().cpu()
-            parameter.copy_(value)
-            value.copy_(kept)
