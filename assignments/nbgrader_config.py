@@ -68,3 +68,4 @@ c.Autograde.sanitize_preprocessors = [
 c.OverwriteCells.add_missing_cells = True  # put deleted tests back
 c.ExecutePreprocessor.timeout = 120  # seconds a cell; on a free core a whole assignment takes 5
 c.ExecutePreprocessor.startup_timeout = 300  # a kernel starts slowly where many are graded at once
+c.ExecutePreprocessor.iopub_timeout = 60  # and so does its output come

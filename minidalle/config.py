@@ -151,9 +151,9 @@ TOY = Config(
         vocab_size=512,
         n_init=64,
         beta=1.0,
-        beta_steps=1500,
+        beta_steps=2000,
         tau=1 / 4,
-        tau_steps=2000,
+        tau_steps=2800,
         min_log_b=0.0,
         gain=1.0,
         spread_codes=True,
@@ -182,7 +182,7 @@ TOY = Config(
         embed_dim=64,
     ),
     train_dvae=TrainConfig(
-        steps=5000, batch_size=16, lr=3e-3, lr_end=3e-5, warmup=100, weight_decay=1e-4,
+        steps=7000, batch_size=16, lr=3e-3, lr_end=3e-5, warmup=100, weight_decay=1e-4,
         clip_norm=1.0, precision="auto", eval_every=1000, save_every=1000,
     ),
     train_dalle=TrainConfig(

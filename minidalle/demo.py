@@ -16,6 +16,7 @@ from minidalle.config import Config
 from minidalle.evaluation import evaluate, table
 from minidalle.generate import Pipeline
 from minidalle.judge import Judge
+from minidalle.pool import rebuild
 
 CAPTIONS = (
     "a small red heart on a navy background",
@@ -57,8 +58,8 @@ def run(
 def sheet(pipeline: Pipeline, judge: Judge, seed: int = 0):
     """Draw CAPTIONS: a true picture, its reconstruction, the best sample and others."""
     wanted = [_complete(shapes.read_caption(caption)) for caption in CAPTIONS]
-    true = shapes.render(wanted).float() / 255
-    rebuilt = pipeline.dvae.decode(pipeline.dvae.tokens(true.to(pipeline.device))).cpu()
+    scenes = shapes.render(wanted)
+    true, (rebuilt, _) = scenes.float() / 255, rebuild(pipeline, scenes)
     rows, scores = [], []
     for i, caption in enumerate(CAPTIONS):
         generator = torch.Generator().manual_seed(seed + i)

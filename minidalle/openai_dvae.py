@@ -27,6 +27,8 @@ CLASSES = (
     "torch.nn.modules.linear.Identity",
 )
 
+UNREADABLE = (UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError, TypeError)
+
 
 class Record:
     """Stands in for a class named in the file: holds the attributes, has no behaviour."""
@@ -45,11 +47,21 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals(allowed):
             module = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError, TypeError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    except (
+        UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[-1]
         raise ValueError(f"{path} is not the released dVAE, and was not run: {reason}") from error
     if not isinstance(module, Record):
-        raise ValueError(f"{path} holds a {type(module).__name__}, not a pickled encoder or decoder")
+        raise ValueError(
+            f"{path} holds a {type(module).__name__}, not a pickled encoder or decoder"
+        )
     state: dict[str, Tensor] = {}
     _collect(module, "", state)
     return state

@@ -59,13 +59,13 @@ def show_pairs(
     """Show each picture of `first` (N, 3, H, W) above its partner in `second`."""
     figure, axes = plt.subplots(
         2 * -(-len(first) // columns), 1, dpi=DPI, layout="constrained", squeeze=False,
-        figsize=(columns * 0.9 + 0.8, 1.9 * -(-len(first) // columns)),
+        figsize=(columns * 0.9 + 1.3, 1.9 * -(-len(first) // columns)),
     )  # fmt: skip
     for i in range(0, len(first), columns):
         for j, images in enumerate((first, second)):
             axis = axes[2 * (i // columns) + j, 0]
             axis.imshow(tile(images[i : i + columns], columns).numpy(), interpolation="nearest")
-            axis.set_ylabel(labels[j], rotation=0, ha="right", va="center")
+            axis.set_ylabel(labels[j], rotation=0, ha="right", va="center", labelpad=6)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
     return figure

@@ -222,7 +222,7 @@ def test_the_released_dvae_is_converted_and_equals_openais_code(tmp_path):
 
 def test_swapped_files_are_refused(tmp_path):
     released_pair(tmp_path)
-    with pytest.raises(ValueError, match="right order|does not fit"):
+    with pytest.raises(ValueError, match=r"right order|does not fit"):
         convert(tmp_path / "decoder.pkl", tmp_path / "encoder.pkl", tmp_path / "dvae")
     assert not (tmp_path / "dvae").exists()
 

@@ -1,4 +1,4 @@
-"""The house rules of the package, read off its imports: no cycles, one home for each heavy library."""
+"""The house rules, read off the imports: no cycles, one home for each heavy library."""
 
 import ast
 from pathlib import Path

@@ -107,7 +107,7 @@ def test_updates_in_the_backward_pass_are_the_same_updates(two):
 
 
 def test_clip_features_gathered_give_the_gradient_of_one_big_batch(two):
-    assert two["gather"] < 1e-6
+    assert two["gather"] < 1e-5
 
 
 def test_hybrid_sharding_trains_as_one_process(four, one):

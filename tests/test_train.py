@@ -391,7 +391,7 @@ def test_bfloat16_runs_the_products_in_16_bits_and_keeps_the_weights_in_32(tmp_p
     fit(model, batches, tiny_config(10, precision="bfloat16"), tmp_path)
     assert kinds == {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    with pytest.raises(ValueError, match="precision must be float32, bfloat16 or auto, got 'float16'"):
+    with pytest.raises(ValueError, match="must be float32, bfloat16 or auto, got 'float16'"):
         fit(Tiny(), batches, tiny_config(10, precision="float16"), tmp_path / "b")
 
 
