@@ -9,7 +9,7 @@ from torch import nn
 from minidalle.stages import load_stage
 from minidalle.tokenizer import BPETokenizer
 
-SHIPPED = Path(os.environ.get("DEVRUN") or Path(__file__).resolve().parent.parent / "data" / "checkpoints" / "toy")
+SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints" / "toy"
 
 
 def start(seed: int = 0) -> None:

@@ -1,5 +1,6 @@
 """What the README says, held against the repository."""
 
+import json
 import re
 from pathlib import Path
 
@@ -42,3 +43,14 @@ def test_the_presets_table_states_the_configuration(name):
     c = PRESETS[name]
     assert f"{c.data.image_size} px" in row
     assert f"{c.dalle.text_len}" in row and f"{c.dalle.grid}×{c.dalle.grid}" in row
+
+
+@pytest.mark.parametrize("kind, label", [("seen", "seen in training"), ("held_out", "never seen")])
+def test_the_results_are_those_of_the_shipped_checkpoints(kind, label):
+    numbers = json.loads((ROOT / "data/checkpoints/toy/demo.json").read_text(encoding="utf-8"))
+    found = numbers["kinds"][kind]
+    row = next(line for line in TEXT.splitlines() if line.startswith(f"| {label} |"))
+    shown = re.findall(r"([\d.]+) %", row)
+    assert shown == [f"{100 * found[k]['exact']['share']:.1f}" for k in ("rebuilt", "one", "best")]
+    assert f"{found['n']} captions" in TEXT
+    assert f"best of {numbers['settings']['candidates']} by CLIP" in TEXT
