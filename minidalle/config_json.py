@@ -8,7 +8,8 @@ import json
 import types
 import typing
 
-from minidalle.config import Config, check_config
+from minidalle.config import Config
+from minidalle.config_check import check_config
 
 
 def config_to_json(config: object) -> str:

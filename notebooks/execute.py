@@ -3,14 +3,18 @@
 What is written depends on the code alone, so nothing changes on disk where
 nothing changed in the code: no times, no widgets, no version of the reader's
 Python. A figure's alternative text is its cell's metadata "alt", where
-nbconvert reads it; it is copied to where MyST-NB does.
+nbconvert reads it; it is copied to where MyST-NB does. Figures are stored in
+256 colours, a third of the bytes.
 """
 
 import sys
+from base64 import b64decode, b64encode
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -36,10 +40,21 @@ def execute(path: Path) -> None:
 
 
 def describe(cell) -> None:
-    """Drop what depends on the run; copy "alt" to its second place."""
+    """Drop what depends on the run; copy "alt"; shrink the figures."""
     cell.metadata.pop("execution", None)
     if "alt" in cell.metadata:
         cell.metadata["mystnb"] = {"image": {"alt": cell.metadata["alt"]}}
+    for output in cell.get("outputs", ()):
+        if "image/png" in output.get("data", {}):
+            output.data["image/png"] = shrink(output.data["image/png"])
+
+
+def shrink(png: str) -> str:
+    """Reduce a PNG, as base64 text, to 256 colours."""
+    image, out = Image.open(BytesIO(b64decode(png))), BytesIO()
+    few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    few.save(out, "png", optimize=True)
+    return b64encode(out.getvalue()).decode()
 
 
 def main(names: list[str]) -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minidalle.config import PRESETS, check_config, get_config
+from minidalle.config import PRESETS, get_config
+from minidalle.config_check import check_config
 
 
 def test_every_preset_fits_together():

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from minidalle.attention import column_mask, conv_mask, row_mask
 from minidalle.checkpoint import CheckpointError, load_tensors, save_tensors
-from minidalle.config import PRESETS, Config, check_config, get_config
+from minidalle.config import PRESETS, Config, get_config
+from minidalle.config_check import check_config
 from minidalle.config_json import config_from_json, config_to_json
 from minidalle.dalle import DALLE
 from minidalle.generate import sample
