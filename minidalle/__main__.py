@@ -70,7 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_common(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--preset", default="toy", help=f"one of {', '.join(PRESETS)} (default toy)")
-    sub.add_argument("--run", help="folder of the run (default runs/PRESET)")
+    # torchrun takes --run for an abbreviation of an option of its own; --folder is the same.
+    sub.add_argument("--run", "--folder", help="folder of the run (default runs/PRESET)")
     sub.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
     sub.add_argument("--seed", type=int, default=0, help="of every random choice (default 0)")
     sub.add_argument("--threads", type=int, help="CPU threads (default half the cores)")
@@ -128,7 +129,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("MINIDALLE_TRACEBACK"):
             raise
-        print(f"minidalle {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun, say it once
+            print(f"minidalle {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
@@ -197,7 +199,10 @@ def run_model(args: argparse.Namespace) -> None:
     if getattr(args, "from_openai", None):
         return _convert_openai(args)
     config, run = _config(args), _run_folder(args)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    needs_scale = args.update_in_backward or args.float16 or args.compress
+    if needs_scale and "WORLD_SIZE" not in os.environ:
+        raise ValueError("the options under 'under torchrun only' need torchrun; see docs/launch")
+    if needs_scale or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return _run_sharded(args, config, run)
     began = time.monotonic()
     if not args.fresh and stages.finished(run, stage, config):
@@ -309,11 +314,12 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def run_plan(args: argparse.Namespace) -> None:
     """Print what a preset needs."""
-    from minidalle.scale import plan
+    from minidalle.scale import card, plan
 
     config = _config(args)
     if args.card is not None:
-        print(plan.card_table(config, args.card))
+        named = any(word.startswith("--preset") for word in sys.argv)  # else: every preset
+        print(card.card_table(config if named else None, args.card))
     else:
         print(plan.table(plan.plan(config, gpus=args.gpus, batch=args.batch)))
 

@@ -60,6 +60,7 @@ def fit(
     max_bad: int = 10,
     tensorboard: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
+    average: Average | None = None,
     clip: Callable[[list[Tensor], float], Tensor] = clip_gradients,
     checkpoints: Checkpoints | None = None,
     agree: Callable[[tuple[bool, bool]], tuple[bool, bool]] = tuple,
@@ -73,7 +74,7 @@ def fit(
     In the end `model` holds the averaged weights; with run_config they are also written to
     `folder`/model.safetensors.
     resume=False sets earlier checkpoints of the folder aside. max_bad non-finite updates in a row
-    end the run. The last five arguments are for minidalle.scale, which knows about processes:
+    end the run. The last six arguments are for minidalle.scale, which knows about processes:
     agree((bad, stop)) says whether each holds in any of them.
     Returns the last metrics; those of `evaluate` begin with "test_".
     Raises TrainingError, Stopped, or ValueError where the folder holds a run of another
@@ -82,7 +83,7 @@ def fit(
     folder = _check(folder, model, seed, device)
     model.to(device).train()
     optimizer = optimizer or make_optimizer(model, config)
-    average = Average(model, config.ema_decay, config.ema_every)
+    average = average or Average(model, config.ema_decay, config.ema_every)
     checkpoints = checkpoints or Checkpoints(folder / "checkpoints", config.keep)
     parameters = [p for p in model.parameters() if p.requires_grad]
     generator = torch.Generator(device)

@@ -176,6 +176,8 @@ def train_stage(
     if update_in_backward:
         optimizer = memory.backward_adamw(model, training, config.seed)
         options |= {"optimizer": optimizer, "clip": optimizer.end_update}
+        if mesh["shard"].size() == 1:  # on one GPU the averaged weights live in the CPU's memory
+            options["average"] = memory.HostAverage(model, training.ema_decay, training.ema_every)
     checkpoints = ShardedCheckpoints(
         Path(run) / stage / "checkpoints", training.keep, config, local
     )
