@@ -1,8 +1,8 @@
 """How does a deep model train in float16? Each resblock scales its own gradients.
 
 K resblocks (an attention or an MLP each), M replicas of the model.
-Gradients shrink from block to block on their way back, until they fall below float16's smallest
-numbers; one scale for all blocks can not save the last without overflowing the first. So the
+The later a block, the smaller the gradient that reaches it, until it falls below float16's
+smallest numbers; one scale can not save the last block without overflowing the first. So the
 identity path stays float32, and each branch multiplies the gradient it receives by a scale of its
 own, works in float16, and divides it out again where the branch began. bfloat16 needs none of
 this: it is an option for hardware without it, and a lesson.
