@@ -16,8 +16,8 @@ import torch
 from minidalle import data, demo, plot, stages
 from minidalle.checkpoint import load_model
 from minidalle.config import PRESETS, Config, get_config, replace
+from minidalle.stages import SHIPPED, use_half_the_cores
 
-SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 EXAMPLES = {
     "data": "python -m minidalle data --preset toy",
     "tokenizer": "python -m minidalle tokenizer --preset toy tokenizer.vocab_size=512",
@@ -136,12 +136,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _set_up(args: argparse.Namespace) -> None:
-    cores = os.cpu_count() or 1
-    threads = args.threads if args.threads is not None else max(1, cores // 2)
-    if threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {threads}")
-    if args.threads is not None or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads)
+    use_half_the_cores()
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {args.threads}")
+        torch.set_num_threads(args.threads)
     if args.seed < 0:
         raise ValueError(f"--seed must not be negative, got {args.seed}")
     try:

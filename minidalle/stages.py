@@ -6,6 +6,7 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,9 +25,19 @@ from minidalle.tokenizer import BPETokenizer
 from minidalle.train import SECTIONS, fit
 
 MODELS = {"dvae": DiscreteVAE, "dalle": DALLE, "clip": CLIP}
+SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 N_TEST = 256  # pictures in a test batch
 N_SPREAD = 400  # pictures that the first codes are spread over
 N_SHEET = 16  # pictures on a sheet of samples
+
+
+def use_half_the_cores() -> None:
+    """Let torch use half the cores, at least one, unless OMP_NUM_THREADS says otherwise.
+
+    On a busy machine two threads that wait for each other are slower than one.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
 
 
 class MissingStage(ValueError):
