@@ -1,6 +1,7 @@
 # make demo               train everything on the toy world and draw samples
 # make test               the tests and the notebooks
 # make demo PYTHON=python3   use an environment that is already there, instead of .venv
+# make demo THREADS=2     more than half the cores: faster on a quiet machine, slower on a busy one
 .PHONY: demo test slow lint checkpoints notebooks assignments site clean
 
 ifdef PYTHON
@@ -13,7 +14,7 @@ endif
 BASE := $(firstword $(foreach p,python3 python3.12 python3.11,$(if $(shell $(p) -c "import sys; assert sys.version_info >= (3, 11)" 2>/dev/null && echo yes),$(p))))
 
 demo: $(READY)
-	$(PY) -m minidalle demo
+	$(PY) -m minidalle demo $(if $(THREADS),--threads $(THREADS))
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests
