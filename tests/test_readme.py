@@ -54,3 +54,14 @@ def test_the_results_are_those_of_the_shipped_checkpoints(kind, label):
     assert shown == [f"{100 * found[k]['exact']['share']:.1f}" for k in ("rebuilt", "one", "best")]
     assert f"{found['n']} captions" in TEXT
     assert f"best of {numbers['settings']['candidates']} by CLIP" in TEXT
+
+
+def test_the_map_counts_the_lines_of_its_modules():
+    rows = [line for line in TEXT.splitlines() if line.startswith("| [0")]
+    assert len(rows) == 8
+    for row in rows:
+        cells = row.strip("| ").split(" | ")
+        paths = [ROOT / link for link in re.findall(r"\]\((minidalle/[^)]+)\)", cells[1])]
+        files = [f for p in paths for f in ([p] if p.is_file() else sorted(p.glob("*.py")))]
+        lines = sum(len(f.read_text(encoding="utf-8").splitlines()) for f in files)
+        assert abs(int(cells[2]) - lines) <= 0.05 * lines, f"{cells[0]}: {lines} lines"
