@@ -1,11 +1,13 @@
 """Images per second beside dalle-pytorch, min-dalle's decoder, and ourselves without a cache.
 
-Run: python benchmarks/sampling.py [--batch 4] ; peers: see benchmarks/peers.py. All have the same
-width, depth, heads and grid (16 x 16: min-dalle knows no other), and draw tokens only: no picture
-is decoded. dalle-pytorch's default path computes everything again for every token, also where
-`use_cache=True` is asked for without guidance; its cache is "really on" here. min-dalle always
-runs its guidance, two streams per picture, and its text is encoded elsewhere: compare our row with
-guidance. On a GPU the limit is the memory traffic of weights and of keys in reach.
+Run: python benchmarks/sampling.py [--batch 4]; for the peers see benchmarks/peers.py. Or ours alone,
+beside the limit: python benchmarks/sampling.py --preset base --batch 32 128 256
+With peers, all have the same width, depth, heads and grid (16 x 16: min-dalle knows no other), and
+draw tokens only: no picture is decoded. dalle-pytorch's default path computes everything again for
+every token, also where `use_cache=True` is asked for without guidance; its cache is "really on"
+here. min-dalle always runs its guidance, two streams per picture, and its text is encoded
+elsewhere: compare our row with guidance. The limit: each token must read the weights, and the keys
+and values in its reach, at the speed of a large copy.
 Targets: 5x dalle-pytorch's default path, 2x its cached path; on a GPU half of the limit.
 """
 
@@ -16,10 +18,12 @@ import torch
 from peers import DALLE_PYTORCH, MIN_DALLE, alternate, dalle_pytorch, min_dalle_decoder
 from torch import Tensor
 
-from minidalle.config import DALLEConfig
+from minidalle.attention import layer_mask
+from minidalle.config import DALLEConfig, get_config
 from minidalle.dalle import DALLE
 from minidalle.generate import sample
 from minidalle.logits import draw, restrict
+from minidalle.transformer import layer_kinds
 
 TEXT_LEN = 64  # states; min-dalle's length of text
 
@@ -58,61 +62,104 @@ def min_dalle(peer, batch: int, cells: int) -> Callable[[], None]:
     return run
 
 
-def bandwidth_limit(dalle: DALLE, batch: int, gigabytes: float) -> float:
-    """Return the most images per second that so many gigabytes per second allow.
+def keys_in_reach(c: DALLEConfig) -> float:
+    """Return how many keys of the image a token may see: a mean over cells, a sum over layers."""
+    n = c.text_len
+    seen = {
+        kind: layer_mask(kind, n, c.grid, c.kernel)[n:, n:].sum(1).double().mean().item()
+        for kind in ("row", "column", "conv")
+    }
+    return sum(seen[kind] for kind in layer_kinds(c.n_layers))
 
-    Every step reads all weights but the embeddings and the keys and values in reach.
-    """
-    c, size = dalle.config, dalle.image_start.element_size()
+
+def bytes_per_token(dalle: DALLE, batch: int) -> float:
+    """Return what one step of `batch` pictures of one caption must read: weights, keys, values."""
+    c = dalle.config
     unread = ("text", "image_embedding", "pads", "positions", "rows", "columns")
     weights = sum(p.numel() for n, p in dalle.named_parameters() if not n.startswith(unread))
-    keys = c.text_len + batch * (c.grid + 1)
-    step = size * (weights + 2 * c.n_layers * c.width * keys)  # bytes
-    return batch * gigabytes * 1e9 / (c.grid**2 * step)
+    keys = c.n_layers * c.text_len + batch * keys_in_reach(c)
+    return dalle.image_start.element_size() * (weights + 2 * c.width * keys)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in (("layers", 4), ("heads", 4), ("head_dim", 64), ("batch", 4), ("rounds", 2)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--bandwidth", type=float, default=0, help="of the GPU, in GB/s")
-    a = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def bandwidth(device: str) -> float:
+    """Return the bytes per second that a large copy reads and writes."""
+    source = torch.randn(2**28 if device == "cuda" else 2**26, device=device)
+    target = torch.empty_like(source)
+    seconds = alternate({"copy": lambda: target.copy_(source)}, 5)["copy"]
+    return 2 * source.numel() * source.element_size() / seconds
+
+
+def beside_the_limit(preset: str, batches: list[int], rounds: int, device: str) -> None:
+    c = get_config(preset).dalle
+    with torch.device("meta"):
+        dalle = DALLE(c)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dalle = dalle.to(dtype).to_empty(device=device).eval()
+    for parameter in dalle.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.02)
+    text, speed = torch.randint(1, c.text_vocab, (c.text_len - 1,)), bandwidth(device)
+    print(f"{preset}, {dtype}, {device}: a copy moves {speed / 1e9:,.0f} GB/s")
+    for n in batches:
+        cases = {
+            "": lambda n=n: sample(dalle, text, n),
+            ", compiled": lambda n=n: sample(dalle, text, n, compile=True),
+        }
+        limit = n * speed / (c.grid**2 * bytes_per_token(dalle, n))
+        for name, seconds in alternate(cases, rounds).items():
+            print(
+                f"batch {n}{name}: {n / seconds:.2f} images/s, {1e3 * seconds / c.grid**2:.2f} ms "
+                f"a token; limit {limit:.2f} images/s, {limit * seconds / n:.2f}x ours",
+                flush=True,
+            )
+
+
+def with_peers(a: argparse.Namespace, device: str) -> None:
     c = DALLEConfig(
         text_vocab=2048, text_len=TEXT_LEN, image_vocab=1024, grid=16, n_layers=a.layers,
         n_heads=a.heads, head_dim=a.head_dim, kernel=5,
     )  # fmt: skip
-    torch.manual_seed(0)
-    dalle, cells = DALLE(c).to(device).eval(), c.grid**2
+    dalle, cells, batch = DALLE(c).to(device).eval(), c.grid**2, a.batch[0]
     text = torch.randint(1, c.text_vocab, (TEXT_LEN - 1,))
     fast = {
-        "minidalle": lambda: sample(dalle, text, a.batch),
-        "minidalle, guided (2 streams)": lambda: sample(dalle, text, a.batch, guidance=3.0),
+        "minidalle": lambda: sample(dalle, text, batch),
+        "minidalle, guided (2 streams)": lambda: sample(dalle, text, batch, guidance=3.0),
     }
-    slow = {"minidalle without its cache": lambda: sample(dalle, text, a.batch, use_cache=False)}
+    slow = {"minidalle without its cache": lambda: sample(dalle, text, batch, use_cache=False)}
     peer = dalle_pytorch(c)
     if peer is None:
         print(DALLE_PYTORCH)
     elif device == "cpu":
-        wide = torch.nn.functional.pad(text, (0, 1), value=1).expand(a.batch, -1)
+        wide = torch.nn.functional.pad(text, (0, 1), value=1).expand(batch, -1)
         fast["dalle-pytorch, cache really on"] = with_its_cache(peer.eval(), wide, cells)
         slow["dalle-pytorch, default"] = lambda: peer.generate_images(wide)
     bart = min_dalle_decoder(c.width, c.n_layers, c.n_heads, c.image_vocab)
     if bart is None:
         print(MIN_DALLE)
     elif device == "cpu":
-        fast["min-dalle decoder (2 streams)"] = min_dalle(bart.eval(), a.batch, cells)
+        fast["min-dalle decoder (2 streams)"] = min_dalle(bart.eval(), batch, cells)
     best = alternate(fast, a.rounds) | alternate(slow, 1, warm_up=False)
     print(
-        f"{TEXT_LEN}+{cells} tokens, batch {a.batch}, {a.layers} layers x {c.width}, float32, "
+        f"{TEXT_LEN}+{cells} tokens, batch {batch}, {a.layers} layers x {c.width}, float32, "
         f"{device}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
     )
     for name, seconds in best.items():
         ratio = seconds / best["minidalle"]
-        print(f"{name:34} {a.batch / seconds:8.2f} images/s  x{ratio:6.2f}")
-    if a.bandwidth:
-        limit = bandwidth_limit(dalle, a.batch, a.bandwidth)
-        print(f"limit at {a.bandwidth:g} GB/s: {limit:.2f} images/s")
+        print(f"{name:34} {batch / seconds:8.2f} images/s  x{ratio:6.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, value in (("layers", 4), ("heads", 4), ("head_dim", 64), ("rounds", 2)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--batch", type=int, nargs="+", default=[4])
+    parser.add_argument("--preset", help="ours alone, at the size of a preset, beside the limit")
+    a = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    if a.preset:
+        beside_the_limit(a.preset, a.batch, a.rounds, device)
+    else:
+        with_peers(a, device)
 
 
 if __name__ == "__main__":

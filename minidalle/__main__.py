@@ -102,6 +102,8 @@ def _add_special(verbs: dict[str, argparse.ArgumentParser]) -> None:
     generate.add_argument("--top-k", type=int)
     generate.add_argument("--top-p", type=float)
     generate.add_argument("--guidance", type=float, default=1.0)
+    generate.add_argument("--bfloat16", action="store_true", help="read half the bytes a token")
+    generate.add_argument("--compile", action="store_true", help="for many pictures on a GPU")
     generate.add_argument("--out", default="samples.png", help="a .png file (default samples.png)")
     evaluate = verbs["evaluate"]
     evaluate.add_argument("--vote", nargs=2, metavar=("RUN_A", "RUN_B"), help="a blind vote page")
@@ -252,11 +254,13 @@ def run_generate(args: argparse.Namespace) -> None:
     if Path(args.out).suffix.lower() != ".png":
         raise ValueError(f"--out must end in .png, got {args.out!r}")
     run = _find_run(args)
-    pipeline = Pipeline.load(run, device=args.device)
+    dtype = torch.bfloat16 if args.bfloat16 else torch.float32
+    pipeline = Pipeline.load(run, device=args.device, dtype=dtype)
     generator = torch.Generator().manual_seed(args.seed)
     images, scores = pipeline.generate(
         args.caption, n=args.n, candidates=args.candidates, temperature=args.temperature,
         top_k=args.top_k, top_p=args.top_p, guidance=args.guidance, generator=generator,
+        compile=args.compile,
     )  # fmt: skip
     figure = plot.show_images(images.cpu(), title=args.caption, side=1.1)
     path = plot.save(figure, args.out)

@@ -1,24 +1,63 @@
 """Remember keys and values, so that the next image token costs one state and not all of them.
 
-G captions, m samples per caption, H heads, K head width, S slots, L text states, D width.
+G captions, m samples per caption, H heads, K head width, S slots, R slots that a cell reads,
+L text states, N cells, D width.
 Source: Ramesh et al. 2021, arXiv:2102.12092, appendix B.1 (what the masks reach); Shazeer 2019,
 arXiv:1911.02150, section 2.4 (what decoding costs).
 """
 
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minidalle.attention import attend, may_see
 from minidalle.config import DALLEConfig
 from minidalle.dalle import DALLE
+from minidalle.transformer import Block
+
+
+class Layout(NamedTuple):
+    """Where the layers of one kind keep the states of the image's cells, and what each reads.
+
+    A row layer reuses grid + 1 slots in turn, a conv layer as many as its kernel reaches back,
+    and a cell reads them all. A column layer keeps its columns side by side, and reads one.
+    """
+
+    home: Tensor  # (N,) int64, the slot of each cell
+    hidden: Tensor  # (N, R) bool, the slots that are read but not seen
+    slots: int
+
+    def at(self, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """Return home (1,) and hidden (1, R) of a cell (1,) int64, without asking its value."""
+        return self.home.index_select(0, cell), self.hidden.index_select(0, cell)
+
+
+@lru_cache(maxsize=64)
+def layout(kind: str, grid: int, kernel: int, device: torch.device) -> Layout:
+    """Return the layout of a kind of layer."""
+    with torch.inference_mode(False):
+        cell = torch.arange(grid**2)
+        back = may_see(cell, torch.zeros_like(cell), kind, 0, grid, kernel)  # (N,) by distance
+        slots = int(cell[back].max()) + 1
+        home = cell % slots
+        held = cell[:, None] - (cell[:, None] - cell[:slots]) % slots  # (N, S), below 0: nothing
+        if kind == "column":
+            slots = grid**2
+            home = cell % grid * grid + cell // grid
+            held = cell[:, None] % grid + cell[:grid] * grid  # (N, grid)
+        seen = (held >= 0) & may_see(cell[:, None], held, kind, 0, grid, kernel)
+        return Layout(home.to(device), (~seen).to(device), slots)
 
 
 class LayerCache:
     """Keys and values of one layer that its mask can still reach.
 
     Those of a caption's text are kept once for all its samples: (G, H, L, K). Those of the image
-    are kept in slots: (G, H, m, S, K). A row layer reuses grid + 1 of them, a column layer keeps
-    its columns side by side, a conv layer reuses as many as its kernel reaches back.
+    are kept in slots: (G, H, m, S, K).
     """
 
     def __init__(
@@ -26,49 +65,80 @@ class LayerCache:
     ):
         self.kind, self.grid = kind, config.grid
         self.text_k, self.text_v = text_k, text_v
-        offset = torch.arange(config.grid**2)
-        seen = may_see(offset, torch.zeros_like(offset), kind, 0, config.grid, config.kernel)
-        self.offsets = offset[seen].to(text_k.device)  # how far back the mask reaches, ascending
-        self.counts = seen.cumsum(0).tolist()  # of those that do not leave the picture, per cell
-        self.slots = config.grid**2 if kind == "column" else int(self.offsets[-1]) + 1
+        self.layout = layout(kind, config.grid, config.kernel, text_k.device)
+        self.slots = self.layout.slots
         captions, heads, _, width = text_k.shape
         shape = (captions, heads, samples, self.slots, width)
-        self.k, self.v = text_k.new_empty(shape), text_v.new_empty(shape)
+        self.k, self.v = text_k.new_zeros(shape), text_v.new_zeros(shape)  # 0 times NaN were NaN
 
-    def slot(self, cell: int) -> int:
-        """Return where the state of an image cell is kept."""
-        if self.kind == "column":
-            return cell % self.grid * self.grid + cell // self.grid
-        return cell % self.slots
+    def put(self, n: int, k: Tensor, v: Tensor) -> None:
+        """Keep the keys and values of cells 0 … n - 1, each (G, H, m or 1, n, K)."""
+        kept = slice(max(0, n - self.slots), n)  # the others would be overwritten at once
+        home = self.layout.home[kept]
+        self.k[:, :, :, home] = k[:, :, :, kept]
+        self.v[:, :, :, home] = v[:, :, :, kept]
 
-    def reach(self, cell: int) -> slice | Tensor:
-        """Return the slots that the state of an image cell may see, itself included."""
-        if self.kind == "column":
-            top = cell % self.grid * self.grid
-            return slice(top, top + cell // self.grid + 1)
-        if self.kind == "row":
-            return slice(0, min(cell + 1, self.slots))
-        return (cell - self.offsets[: self.counts[cell]]) % self.slots
+    def attend(self, home: Tensor, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Keep k and v of the cell at `Layout.at` and attend with q, each (G, H, m, K).
 
-    def put(self, cells: range, k: Tensor, v: Tensor) -> None:
-        """Keep the keys and values of these cells, each (G, H, m or 1, cells, K)."""
-        kept = cells[-self.slots :]  # the others would be overwritten at once
-        slots = [self.slot(cell) for cell in kept]
-        self.k[:, :, :, slots] = k[:, :, :, len(cells) - len(kept) :]
-        self.v[:, :, :, slots] = v[:, :, :, len(cells) - len(kept) :]
-
-    def attend(self, cell: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Keep k and v of a cell and attend with q, each (G, H, m, K). Returns (G, H, m, K)."""
-        slot = self.slot(cell)
-        self.k[:, :, :, slot], self.v[:, :, :, slot] = k, v
-        reach = self.reach(cell)
+        Returns (G, H, m, K).
+        """
+        self.k.index_copy_(3, home, k[:, :, :, None])
+        self.v.index_copy_(3, home, v[:, :, :, None])
+        keys, values = self.read(self.k, home), self.read(self.v, home)  # (G, H, m, R, K)
         q = q * q.shape[-1] ** -0.5
         to_text = q @ self.text_k.mT  # (G, H, m, L)
-        to_image = (self.k[:, :, :, reach] @ q[..., None])[..., 0]  # (G, H, m, keys)
+        to_image = (keys @ q[..., None])[..., 0]  # (G, H, m, R)
+        to_image = to_image.masked_fill(hidden, float("-inf"))
         weights = torch.cat([to_text, to_image], -1).softmax(-1)
         from_text, from_image = weights.split([to_text.shape[-1], to_image.shape[-1]], -1)
-        image = from_image[..., None, :] @ self.v[:, :, :, reach]  # (G, H, m, 1, K)
+        image = from_image[..., None, :] @ values  # (G, H, m, 1, K)
         return from_text @ self.text_v + image[..., 0, :]
+
+    def read(self, slots: Tensor, home: Tensor) -> Tensor:
+        """Return those of slots (G, H, m, S, K) that the cell at `home` reads: (G, H, m, R, K)."""
+        if self.kind != "column":
+            return slots
+        columns = slots.unflatten(3, (self.grid, self.grid))
+        return columns.index_select(3, home // self.grid)[:, :, :, 0]
+
+
+def _layer(block: Block, cache: LayerCache, home: Tensor, hidden: Tensor, x: Tensor) -> Tensor:
+    """Take one state of every picture, x (G m, D), through a block. Returns (G m, D)."""
+    a, (captions, heads, samples) = block.attention, cache.k.shape[:3]
+    qkv = a.qkv(a.norm(x)).view(captions, samples, 3, heads, -1)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (G, H, m, K) each
+    seen = cache.attend(home, hidden, q, k, v)
+    x = x + a.out(seen.transpose(1, 2).reshape(len(x), -1))
+    return x + block.mlp(x)
+
+
+@lru_cache(maxsize=1)
+def _compiled_layer() -> Callable[..., Tensor]:
+    # The last option lets a product with a single query become one fused sum: on a GPU such a
+    # matrix product wastes most of the memory's speed.
+    return torch.compile(_layer, dynamic=False, options={"coordinate_descent_tuning": True})
+
+
+class Graph:
+    """A step of decoding as one CUDA graph: the GPU repeats its kernels without Python."""
+
+    def __init__(self, step: Callable[[Tensor], Tensor], token: Tensor):
+        self.token = token.clone()
+        here, aside = torch.cuda.current_stream(token.device), torch.cuda.Stream(token.device)
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            step(self.token)  # kernels are loaded and compiled before the recording
+        here.wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=aside):
+            self.logits = step(self.token)
+
+    def __call__(self, token: Tensor) -> Tensor:
+        """Run the step on another token; the same memory takes every result."""
+        self.token.copy_(token)
+        self.graph.replay()
+        return self.logits.clone()
 
 
 class Decoder:
@@ -76,22 +146,29 @@ class Decoder:
 
     text: (G, L - 1) int64, captions padded with PAD. samples: m, pictures per caption.
     prompt: (G or 1, m or 1, p) int64, the leading tokens of the pictures, read at once.
+    compile: let torch.compile fuse each layer's small steps.
+    The cell is a tensor, and a step does the same with the same memory at every cell: on a GPU it
+    is recorded once, and then replayed.
     """
 
-    def __init__(self, dalle: DALLE, text: Tensor, samples: int, prompt: Tensor):
+    def __init__(
+        self, dalle: DALLE, text: Tensor, samples: int, prompt: Tensor, compile: bool = False
+    ):
         self.dalle, self.samples, self.captions = dalle, samples, len(text)
-        self.cell = prompt.shape[-1]  # the next one to predict
+        self.cell = torch.tensor([prompt.shape[-1]], device=text.device)  # the next to predict
         self.cells = dalle.cells()
+        self.layer = _compiled_layer() if compile else _layer
         self.caches: list[LayerCache] = []
         self._read(text, prompt.expand(len(text), -1, -1))
+        self._run: Callable[[Tensor], Tensor] | None = None
 
     def _read(self, text: Tensor, prompt: Tensor) -> None:
         """Fill the caches with the text and the states of cells before the next."""
-        c = self.dalle.config
+        c, p = self.dalle.config, prompt.shape[-1]
         copies = prompt.shape[1]
         words = self.dalle.embed_text(text).repeat_interleave(copies, 0)  # (G copies, L, D)
-        known = prompt.flatten(0, 1)[:, : max(self.cell - 1, 0)]  # the last is read by `step`
-        image = self.dalle.embed_image(known)[:, : self.cell]
+        known = prompt.flatten(0, 1)[:, : max(p - 1, 0)]  # the last is read by `step`
+        image = self.dalle.embed_image(known)[:, :p]
         x = torch.cat([words, image], 1)
         for block in self.dalle.transformer.blocks:
             a = block.attention
@@ -101,7 +178,7 @@ class Decoder:
             k, v = (y.unflatten(0, (-1, copies)).transpose(1, 2) for y in (k, v))
             text_k, text_v = (y[:, :, 0, : c.text_len].contiguous() for y in (k, v))
             cache = LayerCache(c, a.kind, text_k, text_v, self.samples)
-            cache.put(range(self.cell), k[:, :, :, c.text_len :], v[:, :, :, c.text_len :])
+            cache.put(p, k[:, :, :, c.text_len :], v[:, :, :, c.text_len :])
             self.caches.append(cache)
 
     def step(self, token: Tensor | None) -> Tensor:
@@ -109,18 +186,47 @@ class Decoder:
 
         Returns logits (G m, image_vocab), float32.
         """
-        dalle, lanes = self.dalle, (self.captions, self.samples)
-        if self.cell == 0:
-            x = dalle.image_start.expand(self.captions * self.samples, -1)
-        else:
-            x = dalle.image_embedding(token)
-        x = x + self.cells[self.cell]  # (G m, D)
-        for block, cache in zip(dalle.transformer.blocks, self.caches, strict=True):
-            a = block.attention
-            qkv = a.qkv(a.norm(x)).view(*lanes, 3, dalle.config.n_heads, -1)
-            q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (G, H, m, K) each
-            heads = cache.attend(self.cell, q, k, v)
-            x = x + a.out(heads.transpose(1, 2).reshape(len(x), -1))
-            x = x + block.mlp(x)
+        if token is None:
+            token = self.cell.new_zeros(self.captions * self.samples)  # not read
+        if self._run is None:
+            on_gpu = token.device.type == "cuda"
+            self._run = Graph(self._predict, token) if on_gpu else self._predict
+        logits = self._run(token)
         self.cell += 1
+        return logits
+
+    def _predict(self, token: Tensor) -> Tensor:
+        """Predict `cell`, without knowing which it is. Twice is as good as once."""
+        dalle = self.dalle
+        x = torch.where(self.cell == 0, dalle.image_start, dalle.image_embedding(token))
+        x = x + self.cells.index_select(0, self.cell)  # (G m, D)
+        places = {cache.kind: cache.layout for cache in self.caches}
+        places = {kind: layout.at(self.cell) for kind, layout in places.items()}
+        for block, cache in zip(dalle.transformer.blocks, self.caches, strict=True):
+            x = self.layer(block, cache, *places[cache.kind], x)
         return dalle.image_head(dalle.transformer.norm(x)).float()
+
+
+class TextDecoder:
+    """A DALLE that reads caption tokens one at a time and predicts the next; all see all before."""
+
+    def __init__(self, dalle: DALLE):
+        self.dalle = dalle
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values (n, H, i, K) by layer
+
+    def step(self, text: Tensor) -> Tensor:
+        """Read those tokens of text (n, i) int64 that are new, and predict the next.
+
+        Returns logits (n, text_vocab), float32.
+        """
+        known = self.kept[0][0].shape[2] if self.kept else 0
+        x = self.dalle.embed_text(text)[:, known:]  # several states the first time, then one
+        for number, block in enumerate(self.dalle.transformer.blocks):
+            q, k, v = block.attention.project(x)
+            if known:
+                k, v = (torch.cat(y, 2) for y in zip(self.kept[number], (k, v), strict=True))
+            self.kept[number] = k, v
+            seen = F.scaled_dot_product_attention(q, k, v, is_causal=not known)
+            x = x + block.attention.merge(seen)
+            x = x + block.mlp(x)
+        return self.dalle.text_head(self.dalle.transformer.norm(x[:, -1])).float()

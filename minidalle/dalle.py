@@ -98,7 +98,7 @@ class DALLE(nn.Module):
 
         batch: "text" (B, L), "tokens" (B, N). Each part is a mean over all tokens of its kind.
         "text_count" (), optional: caption tokens to divide by, where this batch is one of several
-        equal parts of a larger one: the mean number per part.
+        equal parts of a larger one: the mean number per part, before any dropout.
         In training, `caption_dropout` empties captions with draws from `generator`.
         """
         text, image = batch["text"], batch["tokens"]
@@ -108,7 +108,10 @@ class DALLE(nn.Module):
             draws = torch.rand(len(text), 1, generator=generator, device=device).to(text.device)
             text = text.masked_fill(draws < self.config.caption_dropout, PAD)
         text_nats, image_nats = self.nats(text, image)
-        count = batch.get("text_count", (text != PAD).sum().clamp(min=1))
+        count = (text != PAD).sum().clamp(min=1)
+        if "text_count" in batch:
+            kept = 1 - self.config.caption_dropout if self.training else 1
+            count = batch["text_count"] * kept
         text_nats = text_nats.sum() / count
         image_nats = image_nats.mean()
         metrics = {"text_nats": text_nats.detach(), "image_nats": image_nats.detach()}

@@ -26,6 +26,7 @@ from minidalle.config import Config, TrainConfig
 from minidalle.journal import Journal
 from minidalle.optim import Average, clip_gradients, learning_rate, make_optimizer
 from minidalle.run import Run, TrainingError
+from minidalle.tokenizer import PAD
 
 # The sections of a configuration on which the result of a stage depends.
 SECTIONS = {
@@ -159,17 +160,25 @@ def _identity(config: TrainConfig, run_config: Config | None, seed: int) -> dict
 
 
 def _split(batch: dict[str, Tensor], parts: int, device) -> list[dict[str, Tensor]]:
-    """Cut a batch into `parts` equal ones along its first dimension, and move them to `device`."""
+    """Cut a batch into `parts` equal ones along its first dimension, and move them to `device`.
+
+    Parts of a batch with captions also get "text_count", see DALLE.loss: captions differ in
+    length, and a mean of means would not be the mean over the batch.
+    """
     if not isinstance(batch, dict) or not batch:
         raise ValueError(f"a batch must be a dict of tensors, got {batch!r:.80}")
     size = len(next(iter(batch.values())))
     if size % parts:
         raise ValueError(f"a batch of {size} cannot be split into accumulate={parts} equal parts")
     batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-    return [
+    cut = [
         {name: value.narrow(0, start, size // parts) for name, value in batch.items()}
         for start in range(0, size, size // parts)
     ]
+    if parts > 1 and "text" in batch:
+        count = (batch["text"] != PAD).sum().clamp(min=1) / parts
+        cut = [part | {"text_count": count} for part in cut]
+    return cut
 
 
 def _mix(*numbers: int) -> int:

@@ -1,13 +1,17 @@
 """Cached against plain decoding at every step, draws against frequencies, and the pipeline."""
 
 from dataclasses import replace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from minidalle import cache as cache_module
 from minidalle import generate as generate_module
 from minidalle.attention import layer_mask
-from minidalle.cache import Decoder, LayerCache
+from minidalle.cache import Decoder, Graph, LayerCache
 from minidalle.checkpoint import save_model
 from minidalle.clip import CLIP, pack_text
 from minidalle.config import DALLEConfig, get_config
@@ -66,11 +70,70 @@ def test_a_layers_cache_reaches_what_its_mask_shows(kind, grid, kernel):
     config = replace(SMALL, text_len=1, grid=grid, kernel=kernel)
     mask = layer_mask(kind, 1, grid, kernel)[1:, 1:]
     cache = LayerCache(config, kind, *torch.zeros(2, 1, 1, 1, 1), samples=1)
-    kept = {}
+    cache.k.fill_(-1)
     for cell in range(grid**2):
-        kept[cache.slot(cell)] = cell
-        slots = torch.arange(cache.slots)[cache.reach(cell)].tolist()
-        assert sorted(kept[slot] for slot in slots) == mask[cell].nonzero()[:, 0].tolist()
+        home, hidden = cache.layout.at(torch.tensor([cell]))
+        cache.k[:, :, :, home] = cell  # every slot says whose it is
+        slots = cache.read(cache.k, home).flatten()
+        assert slots[~hidden[0]].sort().values.tolist() == mask[cell].nonzero()[:, 0].tolist()
+
+
+class Recording(TorchDispatchMode):
+    """What a CUDA graph does, on the CPU: the same operations on the same memory, again and again.
+
+    Python runs once. What it read from a tensor, or a tensor that it replaced, stays as it was.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "the host waits for a value"
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, tree_leaves(out)))
+        return out
+
+    def replay(self):
+        for func, args, kwargs, homes in self.calls:
+            for home, value in zip(homes, tree_leaves(func(*args, **kwargs)), strict=True):
+                if home.untyped_storage().data_ptr() != value.untyped_storage().data_ptr():
+                    home.copy_(value)  # neither a view nor done in place
+
+
+@pytest.mark.parametrize("start", [0, 5])
+@torch.no_grad()
+def test_a_step_recorded_once_predicts_every_cell(start, monkeypatch):
+    for name in ("Stream", "current_stream", "stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
+    monkeypatch.setattr(torch.cuda, "graph", lambda recording, stream: recording)
+    model = make()
+    image = torch.randint(12, (3, 16))
+    _, want = model(captions([1, 2, 3]).expand(3, -1), image)
+    decoder = Decoder(model, captions([1, 2, 3]), 3, image[None, :, :start])
+    first = image[:, start - 1] if start else torch.zeros(3, dtype=torch.long)
+    decoder._run = Graph(decoder._predict, first)
+    got = [decoder.step(image[:, cell - 1] if cell else None) for cell in range(start, 16)]
+    torch.testing.assert_close(torch.stack(got, 1), want[:, start:], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_compiled_step_is_compiled_once_for_all_cells(monkeypatch):
+    """No graph breaks, and none anew for another cell or for another layer of the same kind."""
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(cache_module._layer, dynamic=False, fullgraph=True, backend=count)
+    monkeypatch.setattr(cache_module, "_compiled_layer", lambda: compiled)
+    model = make()
+    draws = [sample(model, [1, 2], 3, generator=seeded(), compile=c) for c in (False, True)]
+    assert torch.equal(*draws)
+    assert len(graphs) == 3  # row, column, conv
 
 
 def test_a_row_layer_keeps_33_image_states_at_the_size_of_the_paper():
@@ -279,6 +342,11 @@ def test_pipeline_returns_the_pictures_that_clip_likes_best(run):
     best = cosine.argsort(descending=True)[:3]
     torch.testing.assert_close(scores, cosine[best])
     torch.testing.assert_close(images, drawn[best])
+
+
+def test_pipeline_draws_with_a_prior_in_bfloat16(run):
+    images, _ = Pipeline.load(run, dtype=torch.bfloat16).generate("red", 2, generator=seeded())
+    assert images.shape == (2, 3, 32, 32) and images.isfinite().all()
 
 
 def test_pipeline_without_a_clip_draws_but_cannot_choose(run):
