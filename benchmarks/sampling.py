@@ -1,6 +1,6 @@
 """Images per second beside dalle-pytorch, min-dalle's decoder, and ourselves without a cache.
 
-Run: python benchmarks/sampling.py [--batch 4]; for the peers see benchmarks/peers.py. Or ours alone,
+Run: python benchmarks/sampling.py [--batch 4]; the peers are in benchmarks/peers.py. Or ours alone,
 beside the limit: python benchmarks/sampling.py --preset base --batch 32 128 256
 With peers, all have the same width, depth, heads and grid (16 x 16: min-dalle knows no other), and
 draw tokens only: no picture is decoded. dalle-pytorch's default path computes everything again for

@@ -111,7 +111,7 @@ class DALLE(nn.Module):
         count = (text != PAD).sum().clamp(min=1)
         if "text_count" in batch:
             kept = 1 - self.config.caption_dropout if self.training else 1
-            count = batch["text_count"] * kept
+            count = (batch["text_count"] * kept).clamp(min=1)
         text_nats = text_nats.sum() / count
         image_nats = image_nats.mean()
         metrics = {"text_nats": text_nats.detach(), "image_nats": image_nats.detach()}

@@ -16,13 +16,14 @@ from tqdm import tqdm
 
 from minidalle import data, plot
 from minidalle.checkpoint import config_from_json, config_to_json, load_model, write_atomically
-from minidalle.clip import CLIP
+from minidalle.clip import CLIP, ResidualAttentionBlock
 from minidalle.config import PRESETS, Config
 from minidalle.dalle import DALLE
-from minidalle.dvae import DiscreteVAE, spread_codes
+from minidalle.dvae import DiscreteVAE, Encoder, spread_codes
 from minidalle.generate import sample
 from minidalle.tokenizer import BPETokenizer
 from minidalle.train import SECTIONS, fit
+from minidalle.transformer import Block
 
 MODELS = {"dvae": DiscreteVAE, "dalle": DALLE, "clip": CLIP}
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
@@ -121,12 +122,14 @@ def train_stage(
     model: nn.Module | None = None,
     rank: int = 0,
     world: int = 1,
+    share: Callable = lambda *callbacks: callbacks,
     **scale,
 ) -> dict[str, float]:
     """Train 'dvae', 'dalle' or 'clip' into run/<stage>, going on where an earlier call stopped.
 
     The keyword arguments are for minidalle.scale: a model that is built already, the rows
-    rank::world of each batch for this process, and more arguments for `fit`.
+    rank::world of each batch for this process, share(evaluate, sheet), which returns what this
+    process does for the two, and more arguments for `fit`.
     Returns the last metrics. Raises MissingStage where an earlier stage is not trained.
     """
     run = Path(run)
@@ -138,7 +141,7 @@ def train_stage(
     options = dict(loaded, seed=config.seed, cache=run / "cache" if stage == "dalle" else None)
     batches = data.batches(train_set, config, stage, **options, rank=rank, world=world)
     tests = data.batches(test_set, config, stage, **options)
-    evaluate, sheet = CALLBACKS[stage](config, test_set, next(tests(0)), **loaded)
+    evaluate, sheet = share(*CALLBACKS[stage](config, test_set, next(tests(0)), **loaded))
     options = dict(
         run_config=config, evaluate=evaluate, sheet=sheet, seed=config.seed, device=device,
         resume=not fresh, tensorboard=tensorboard,
@@ -156,9 +159,26 @@ def build(config: Config, stage: str) -> nn.Module:
     """Make the untrained model of a stage; its weights depend on config.seed alone."""
     torch.manual_seed(config.seed)
     if stage == "dalle":
-        return DALLE(config.dalle, seed=config.seed)
-    model = MODELS[stage](getattr(config, stage))
-    return model.to(memory_format=torch.channels_last) if stage == "dvae" else model
+        model = DALLE(config.dalle, seed=config.seed)
+    else:
+        model = MODELS[stage](getattr(config, stage))
+    if stage == "dvae":
+        model = model.to(memory_format=torch.channels_last)
+    if getattr(config, f"train_{stage}").compile:
+        fuse(model)
+    return model
+
+
+def fuse(model: nn.Module) -> None:
+    """Let torch.compile fuse each block of a model into few kernels, in place; names stay.
+
+    Blocks alike share one compilation. Call it before a model is sharded.
+    """
+    for part in model.modules():
+        if isinstance(part, (Block, ResidualAttentionBlock, Encoder)):
+            part.compile(dynamic=False)
+    if isinstance(model, DiscreteVAE):  # its decoder is entered behind the first convolution
+        model.decode_vectors = torch.compile(model.decode_vectors, dynamic=False)
 
 
 def _check_dvae(config: Config, dvae: DiscreteVAE) -> None:

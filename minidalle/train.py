@@ -38,7 +38,7 @@ SECTIONS = {
 # What may change between the parts of a run: how long it is, what is told, how memory is used.
 FREE = {
     "steps", "log_every", "eval_every", "save_every", "keep", "accumulate", "attention",
-    "checkpointing",
+    "checkpointing", "compile",
 }  # fmt: skip
 
 

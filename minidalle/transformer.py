@@ -27,13 +27,22 @@ def layer_kinds(n_layers: int) -> list[str]:
     return [*kinds[:-1], "conv"]
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer norm in the type of x (figure 4: float32), also where its gain came in 16 bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., D) -> (..., D)."""
+        gain, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, gain, bias, self.eps)
+
+
 class Attention(nn.Module):
     """One attention resblock without its residual: layer norm, then masked attention."""
 
     def __init__(self, config: DALLEConfig, kind: str):
         super().__init__()
         self.config, self.kind = config, kind
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = LayerNorm(config.width)
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
 
@@ -58,7 +67,7 @@ class MLP(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
 
@@ -88,7 +97,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.checkpointing = config.checkpointing
         self.blocks = nn.ModuleList(Block(config, kind) for kind in layer_kinds(config.n_layers))
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = LayerNorm(config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""

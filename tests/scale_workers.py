@@ -4,6 +4,7 @@ Each function is one experiment; the first process writes its result to the file
 """
 
 import json
+import math
 import os
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from minidalle.config import DALLEConfig, TrainConfig, get_config
 from minidalle.dalle import DALLE
+from minidalle.generate import sample
 from minidalle.scale import launch, memory, powersgd, precision, sharding
 from minidalle.scale.checkpoints import ShardedCheckpoints
 from minidalle.train import fit
@@ -51,28 +53,29 @@ def examples(step: int, rank: int = 0, world: int = 1, size: int = 8) -> dict[st
     return {"text": text[rank::world], "tokens": tokens[rank::world]}
 
 
-def build(mesh, config=None, precision_name="float32") -> DALLE:
+def build(mesh, config=None, precision_name="float32", fuse=False) -> DALLE:
     """A sharded DALLE with its first weights."""
     with torch.device("meta"):
         model = DALLE((config or tiny()).dalle)
+    for block in model.transformer.blocks if fuse else ():
+        block.compile(backend="aot_eager", dynamic=False)  # as stages.fuse, without a C++ compiler
     sharding.shard(model, mesh, precision_name)
     sharding.fill(model, "cpu", 0)
     return model
 
 
-def train(model, folder, config=None, rank=None, world=None, **options) -> list[dict]:
+def train(model, folder, config=None, **options) -> list[dict]:
     """Run fit over all processes; return the lines of its log."""
     config = config or tiny()
-    rank, world = dist.get_rank(), dist.get_world_size()
     team = options.pop("team", None) or launch.Team(model, config.train_dalle)
     options = {"clip": team.clip, "checkpoints": NoCheckpoints()} | options
     fit(
         model,
-        lambda start: (examples(step, rank, world) for step in count(start)),
+        options.pop("batches", shares),
         config.train_dalle,
         folder,
         agree=team.agree,
-        is_main=rank == 0,
+        is_main=launch.is_main(),
         **options,
     )
     dist.barrier()
@@ -83,6 +86,11 @@ def log(folder) -> list[dict]:
     """The rows of a run's log without its times."""
     rows = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def shares(start: int):
+    """This process's part of every batch from update `start` on."""
+    return (examples(s, dist.get_rank(), dist.get_world_size()) for s in count(start))
 
 
 class NoCheckpoints:
@@ -102,6 +110,7 @@ def sharded(out: Path) -> dict:
     """Two processes: plain sharding, accumulation, float16, updates in the backward pass."""
     mesh = sharding.make_mesh("cpu")["shard"]
     found = {"plain": train(build(mesh), out / "plain")}
+    found["fused"] = train(build(mesh, fuse=True), out / "fused")
     found["mesh"] = [str(p) for p in next(build(mesh).parameters()).placements]
 
     config = tiny(accumulate=2)
@@ -125,7 +134,32 @@ def sharded(out: Path) -> dict:
     options = {"optimizer": optimizer, "clip": optimizer.end_update}
     found["in_backward"] = train(model, out / "in_backward", config, **options)
     found["gather"] = gathered_gradient()
+    found["sheets"] = sheets(mesh, out)
     return found
+
+
+def evaluate(model: DALLE, step: int) -> dict:
+    """What fit calls every eval_every updates."""
+    loss, metrics = model.loss(examples(99), step)
+    return {"loss": loss, **metrics}
+
+
+def sheet(model: DALLE, path: Path) -> None:
+    """Samples in place of a picture of samples."""
+    text, generator = examples(99)["text"][:2], torch.Generator().manual_seed(0)
+    torch.save(sample(model, text, 2, generator=generator), path)
+
+
+def sheets(mesh, out: Path) -> list[dict]:
+    """A run that stops to evaluate and to draw; then one without room for the whole model."""
+    config = tiny(eval_every=3)
+    for name, room in (("roomy", 10**9), ("cramped", 1000)):
+        model = build(mesh)
+        team = launch.Team(model, config.train_dalle)
+        sharding.room = lambda device, room=room: room
+        seen, draw = team.share(evaluate, sheet)
+        rows = train(model, out / name, config, team=team, evaluate=seen, sheet=draw)
+    return rows
 
 
 def gathered_gradient() -> float:
@@ -165,6 +199,7 @@ def compressed(out: Path) -> dict:
     found["full rank"] = train(model, out / "full")
     found["thin rank"] = counted(mesh, out)
     found["held"] = held(mesh, out)
+    found["float16"] = half(mesh, out)
     return found
 
 
@@ -199,17 +234,88 @@ def held(mesh, out: Path) -> dict:
     return found
 
 
+def half(mesh, out: Path) -> dict:
+    """Two nodes of two: float16 scales with PowerSGD at full and low rank; then an overflow."""
+    found = {}
+    for name, rank in (("plain", 0), ("full rank", 10_000), ("thin", 8), ("thin float32", 8)):
+        model, team, _ = half_team(mesh, rank, tiny(), scaled="float32" not in name)
+        found[name] = train(model, out / "half" / name, team=team, max_bad=1000)
+    found["overflow"] = overflow(mesh, out)
+    return found
+
+
+def half_team(mesh, rank: int, config, scaled: bool = True):
+    """A model with gradient scales, and its gradients compressed if rank."""
+    model = build(mesh["shard"] if rank else mesh)
+    team, compression = launch.Team(model, config.train_dalle), None
+    if scaled:
+        team.scales = precision.ResblockScales(model)
+    if rank:
+        compression = powersgd.compress(
+            model, mesh, rank, team.is_last_part, start=2, scales=team.scales
+        )
+    for state in compression.states if rank > 32 else ():
+        state.min_compression_rate = 0.0  # else torch does not compress at full rank
+    return model, team, compression
+
+
+def overflow(mesh, out: Path) -> list[dict]:
+    """What each process kept before and after updates 4 and 5, in whose first parts it overflows.
+
+    Both times in block 1, and only on the last process. In update 4 every matrix of the MLP
+    overflows; in update 5 one row of the queries, which the first process of each node holds.
+    """
+    config = tiny(accumulate=2)
+    model, team, compression = half_team(mesh, 8, config)
+    block, now, kept = model.transformer.blocks[1], {"step": -1}, []
+
+    def poison(module, inputs, output):
+        if now["step"] == module.at and team.part == 1 and dist.get_rank() == 3:
+            output.register_hook(lambda g: g.index_fill(-1, torch.tensor([0]), math.inf))
+
+    for module, at in ((block.mlp.down, 3), (block.attention.qkv, 4)):
+        module.at = at
+        module.register_forward_hook(poison)
+
+    def batches(start):
+        for step, batch in zip(count(start), shares(start), strict=False):
+            now["step"] = step
+            kept.append(snapshot(model, team, compression))
+            yield batch
+
+    rows = train(model, out / "half" / "overflow", config, team=team, batches=batches, max_bad=1000)
+    kept.append(snapshot(model, team, compression))
+    before, after, last = kept[3:6]
+    mine = {"rows": rows, "scales": [k["scales"] for k in kept]}
+    for name, (a, b) in {"mlp": (before, after), "queries": (after, last)}.items():
+        mine[name] = {key: torch.equal(a[key], b[key]) for key in a if key != "scales"}
+        mine[name]["finite"] = all(t.isfinite().all().item() for k, t in b.items() if "/" in k)
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def snapshot(model: DALLE, team: launch.Team, compression) -> dict:
+    """A copy of this process's weights, in one piece, of its scales and of what PowerSGD keeps."""
+    kept = {k: v.clone() for k, v in compression.state_dict().items() if "updates" not in k}
+    kept = {k: v for k, v in kept.items() if "p_memory" not in k}
+    weights = torch.cat([p.detach().to_local().flatten() for p in model.parameters()])
+    return kept | {"weights": weights, "scales": [s.item() for s in team.scales.scales]}
+
+
 def resumed(out: Path, steps: str, compress: str = "0") -> dict:
     """Train on to update `steps` in the folder out / 'run', from what is there."""
     config = tiny(steps=int(steps), lr_steps=STEPS, save_every=2)
     rank = int(compress)
     mesh = sharding.make_mesh("cpu", nodes=2 if rank else 1)
-    model, local = build(mesh["shard"]), {}
-    if rank:
-        local["powersgd"] = powersgd.compress(model, mesh, rank, start=2)
+    if rank:  # with float16, so that scales and error buffers are part of the state
+        model, team, compression = half_team(mesh, rank, config)
+        local = {"powersgd": compression, "scales": team.scales}
+    else:
+        model, team, local = build(mesh["shard"]), None, {}
     folder = out / "run"
     checkpoints = ShardedCheckpoints(folder / "checkpoints", 2, config, local)
-    train(model, folder, config, checkpoints=checkpoints)
+    train(model, folder, config, team=team, checkpoints=checkpoints)
     checkpoints.finish(model, config)
     return {"rows": log(folder)}
 

@@ -118,6 +118,19 @@ def test_a_step_recorded_once_predicts_every_cell(start, monkeypatch):
     torch.testing.assert_close(torch.stack(got, 1), want[:, start:], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compile", [False, True])
+@torch.no_grad()
+def test_a_gpu_replays_what_the_cpu_predicts(compile):
+    model, image = make(), torch.randint(12, (3, 16))
+    _, want = model(captions([1, 2, 3]).expand(3, -1), image)
+    text, image = captions([1, 2, 3]).cuda(), image.cuda()
+    decoder = Decoder(model.cuda(), text, 3, image[None, :, :5], compile)
+    got = [decoder.step(image[:, cell - 1]) for cell in range(5, 16)]
+    assert isinstance(decoder._run, Graph)
+    torch.testing.assert_close(torch.stack(got, 1).cpu(), want[:, 5:], atol=1e-3, rtol=1e-3)
+
+
 @torch.no_grad()
 def test_a_compiled_step_is_compiled_once_for_all_cells(monkeypatch):
     """No graph breaks, and none anew for another cell or for another layer of the same kind."""

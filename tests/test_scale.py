@@ -15,7 +15,7 @@ from minidalle.config import PRESETS, DALLEConfig, TrainConfig, get_config
 from minidalle.dalle import DALLE
 from minidalle.optim import AdamW, Average, make_optimizer, parameter_groups
 from minidalle.order import Order
-from minidalle.scale import arithmetic, card, footprint, memory, powersgd, precision
+from minidalle.scale import arithmetic, card, footprint, launch, memory, powersgd, precision
 from minidalle.scale.plan import plan, table
 from minidalle.tar_index import ENTRY
 from minidalle.transformer import layer_kinds
@@ -505,6 +505,26 @@ def test_an_overflow_is_noticed_and_does_not_reach_earlier_blocks():
             assert p.grad.isfinite().all(), name
     last = model.transformer.blocks[-1].mlp
     assert not last.down.weight.grad.isfinite().all()
+
+
+def test_a_flat_slice_is_divided_where_it_carries_a_scale():
+    model = DALLE(TINY)
+    scales = precision.ResblockScales(model)
+    scales.scales[2:] = [torch.tensor(2.0), torch.tensor(4.0)]  # of block 1
+    names = [(name, p.numel()) for name, p in model.transformer.blocks[1].named_parameters()]
+    flat = torch.ones(sum(n for _, n in names))
+    scales.unscale_slice(1, flat, names)
+    wanted = {"attention": 1 / 2, "mlp": 1 / 4}
+    for (name, _), part in zip(names, flat.split([n for _, n in names]), strict=True):
+        assert (part == (1 if ".norm." in name else wanted[name.split(".")[0]])).all(), name
+
+
+def test_float16_and_updates_in_the_backward_pass_exclude_each_other():
+    with pytest.raises(ValueError, match="nothing is left to undo it: use bfloat16"):
+        launch._check_options("dalle", 0, update_in_backward=True, float16=True)
+    launch._check_options("dalle", -1, update_in_backward=False, float16=True)
+    with pytest.raises(ValueError, match=r"train_dalle\.compile=false"):
+        launch._check_options("dalle", 0, False, float16=True, compile=True)
 
 
 def test_scales_are_saved_and_restored():

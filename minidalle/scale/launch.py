@@ -8,6 +8,8 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, sections 2.4 and 2.5.
 """
 
 import os
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,7 +64,8 @@ class Team:
             if self.sharded:
                 self.model.set_requires_all_reduce(self.part == self.parts)
         if "text" in batch and self.sharded:
-            batch = batch | {"text_count": _mean((batch["text"] != PAD).sum().float())}
+            count = batch.get("text_count", (batch["text"] != PAD).sum())
+            batch = batch | {"text_count": _mean(count.float())}
         if generator is not None and dist.get_rank():  # other examples, other noise
             generator.manual_seed(generator.initial_seed() ^ dist.get_rank() << 40)
         loss, metrics = self.own_loss(batch, step, generator)
@@ -90,21 +93,57 @@ class Team:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         return tuple(bool(v) for v in votes.cpu())
 
+    def share(self, evaluate: Callable, sheet: Callable | None) -> stages.Callbacks:
+        """For stages: only the first process draws; all help it to gather a sharded model."""
+        if not self.sharded:
+            return evaluate, sheet if is_main() else None
+
+        def draw(model: DALLE, path: Path) -> None:
+            plain = self.gather(model)
+            if plain is not None:
+                sheet(plain, path)
+
+        def attend(model: DALLE, step: int) -> dict:
+            self.gather(model)  # the first process draws before it evaluates
+            return evaluate(model, step)
+
+        return (evaluate, draw) if is_main() else (attend, None)
+
+    def gather(self, model: DALLE) -> DALLE | None:
+        """The whole model, on the first process and only if it has room. A collective."""
+        device = next(model.parameters()).device
+        needed = sum(p.numel() * p.element_size() for p in model.parameters())
+        (fits,) = self.agree((is_main() and needed <= sharding.room(device),))
+        if is_main() and not fits:
+            warnings.warn(f"no sheet of samples: the whole model takes {needed / 2**30:.1f} GiB")
+        state = sharding.gathered(model, device) if fits else {}
+        if not state:
+            return None
+        with torch.device("meta"):
+            plain = DALLE(model.config)
+        plain.load_state_dict(state, assign=True)
+        return plain.eval()
+
 
 def _mean(values: Tensor) -> Tensor:
     """Average over processes; each has as many examples as the others."""
-    dist.all_reduce(values)
-    return values / dist.get_world_size()
+    total = values.clone()  # all_reduce writes in place
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
 
 
-def _check_options(stage: str, compress: int, update_in_backward: bool, float16: bool) -> None:
+def _check_options(
+    stage: str, compress: int, update_in_backward: bool, float16: bool, compile: bool = False
+) -> None:
     if stage != "dalle" and (compress or update_in_backward or float16):
         raise ValueError(f"compress, update_in_backward and float16 are for dalle, not {stage}")
-    if float16 and (compress or update_in_backward):
+    if float16 and update_in_backward:
         raise ValueError(
-            "float16 keeps gradients scaled until the end of the backward pass; it goes with "
-            "neither compress nor update_in_backward: use bfloat16 with them"
+            "float16 skips an update when any gradient overflows, but update_in_backward has moved "
+            "later blocks by then, and nothing is left to undo it: use bfloat16, the default"
         )
+    if float16 and compile:
+        raise ValueError("float16 works by hooks inside the blocks: set train_dalle.compile=false")
 
 
 def _check_batch(batch_size: int, accumulate: int) -> None:
@@ -120,6 +159,8 @@ def _sharded_dalle(config: Config, mesh: DeviceMesh, rank: int, float16: bool) -
     """DALLE sharded over all processes, built on the meta device, with its first weights."""
     with torch.device("meta"):
         model = DALLE(config.dalle, seed=config.seed)
+    if config.train_dalle.compile:
+        stages.fuse(model)
     kind = "float32" if float16 else config.train_dalle.precision
     sharding.shard(model, mesh["shard"] if rank else mesh, kind)
     sharding.fill(model, mesh.device_type, config.seed)
@@ -155,9 +196,9 @@ def train_stage(
     An update sees the batch that one process would see. Returns the last metrics, on every
     process. Raises ValueError where the batch does not divide, or an option needs DALLE.
     """
-    _check_options(stage, compress, update_in_backward, float16)
-    here = sharding.start(device)
     training = getattr(config, f"train_{stage}")
+    _check_options(stage, compress, update_in_backward, float16, training.compile)
+    here = sharding.start(device)
     _check_batch(training.batch_size, training.accumulate)
     mesh = sharding.make_mesh(here.type, nodes or count_nodes())
     rank = powersgd.paper_rank(config.dalle.width) if compress < 0 else compress
@@ -167,12 +208,14 @@ def train_stage(
         model = _copied(config, stage, here)
     team = Team(model, training)
     options, local = {"clip": team.clip}, {}
-    if rank:
-        local["powersgd"] = powersgd.compress(model, mesh, rank, team.is_last_part)
     if float16:
         config = replace(config, train_dalle=replace(training, precision="float32"))
         local["scales"] = team.scales = precision.ResblockScales(model)
         options["max_bad"] = MAX_BAD_HALF
+    if rank:
+        local["powersgd"] = powersgd.compress(
+            model, mesh, rank, team.is_last_part, scales=team.scales
+        )
     if update_in_backward:
         optimizer = memory.backward_adamw(model, training, config.seed)
         options |= {"optimizer": optimizer, "clip": optimizer.end_update}
@@ -181,8 +224,6 @@ def train_stage(
     checkpoints = ShardedCheckpoints(
         Path(run) / stage / "checkpoints", training.keep, config, local
     )
-    if stage == "dalle" or not is_main():
-        options["sheet"] = None  # samples need the whole model in one place
     try:
         return stages.train_stage(
             config,
@@ -196,6 +237,7 @@ def train_stage(
             world=dist.get_world_size(),
             checkpoints=checkpoints,
             agree=team.agree,
+            share=team.share,
             is_main=is_main(),
             **options,
         )

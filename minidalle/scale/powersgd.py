@@ -4,12 +4,16 @@ R rank of the whole matrix, r = R / G rank of one process's slice; D width; G pr
 Inside a node gradients are reduce-scattered in full. Then each process compresses its slice
 M (n, m) to P (n, r) and Q (m, r), and only these cross the network; what is lost is kept and
 added to the next gradient (error feedback). Embeddings, heads, gains and biases travel whole.
+float16 gradients are divided by their scales before they are compressed. A slice that is not
+finite leaves no trace in what is kept; its update is skipped. The slices that were finite keep what
+compression lost of them, as in the paper.
 
 Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.5, appendix E, tables 1 and 2; Vogels et
 al. 2019, arXiv:1905.13727. The arithmetic of a step is torch's own powerSGD_hook.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -22,6 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
 from ..dalle import DALLE
+from .precision import ResblockScales
 from .sharding import units
 
 STORES = ("error_dict", "p_memory_dict", "q_memory_dict")  # where torch's state keeps tensors
@@ -65,15 +70,23 @@ class _Slice:
         return views
 
 
+def rooms(unit: FSDPModule, parts: int) -> list[tuple[str, int]]:
+    """Each parameter's name and elements, with padding, in the order of FSDP2's flat gradient."""
+    found = []
+    for name, p in unit.named_parameters():
+        rows = p.shape[p.placements[-1].dim]
+        found.append((name, p.numel() // rows * -(-rows // parts)))  # rows rounded up
+    return found
+
+
 def slice_layout(unit: FSDPModule, parts: int) -> list[tuple[int, torch.Size]]:
     """What lies in FSDP2's flat gradient, in order: (elements with padding, shape) of each matrix.
 
     Queries, keys and values are stored as one matrix (3D, D); the paper compresses three.
     """
     layout = []
-    for p in unit.parameters():
-        dim, shape = p.placements[-1].dim, p.to_local().shape
-        room = p.numel() // p.shape[dim] * -(-p.shape[dim] // parts)  # rows rounded up
+    for p, (_, room) in zip(unit.parameters(), rooms(unit, parts), strict=True):
+        shape = p.to_local().shape
         three = p.ndim == 2 and p.shape[0] == 3 * p.shape[1] and p.shape[0] % (3 * parts) == 0
         if three:
             layout += [(room // 3, torch.Size((shape[0] // 3, shape[1])))] * 3
@@ -111,18 +124,21 @@ def _send_whole(group: dist.ProcessGroup) -> Callable[[Tensor], None]:
     return send
 
 
-def _send_thin(unit: FSDPModule, parts: int, state: PowerSGDState) -> Callable[[Tensor], None]:
-    layout = slice_layout(unit, parts)
+def _send_thin(
+    unit: FSDPModule, parts: int, state: PowerSGDState, unscale: Callable | None
+) -> Callable[[Tensor], None]:
+    layout, names = slice_layout(unit, parts), rooms(unit, parts)
 
     def send(flat: Tensor) -> None:
         assert flat.numel() == sum(room for room, _ in layout), "FSDP2's flat layout changed"
-        error = state.error_dict.get(0)
+        if unscale is not None:
+            unscale(flat, names)
+        error, *thin = (dict(getattr(state, kind)) for kind in STORES)
+        thin = [{i: kept.clone() for i, kept in kind.items()} for kind in thin]  # written in place
         # Waiting keeps the order of collectives the same on every process.
         powerSGD_hook(state, _Slice(flat, layout)).wait()
         if not flat.isfinite().all():  # fit will skip this update: it must leave no trace here
-            state.p_memory_dict.clear()
-            state.q_memory_dict.clear()
-            state.error_dict[0] = torch.zeros_like(flat) if error is None else error
+            state.error_dict, (state.p_memory_dict, state.q_memory_dict) = error, thin
 
     return send
 
@@ -161,18 +177,22 @@ def compress(
     is_last: Callable[[], bool] = lambda: True,
     start: int = 10,
     feedback: bool = True,
+    scales: ResblockScales | None = None,
 ) -> Compression:
     """Average the gradients of `model`, sharded on mesh['shard'], over mesh['replicate'].
 
     rank: R of the whole matrix; a slice gets R / G, at least 1. 0 sends everything uncompressed.
     is_last: does the running backward pass end its update? start: updates sent whole first (at
-    least 2). feedback: keep what compression loses. Returns the states of all blocks.
+    least 2). feedback: keep what compression loses. scales: of float16, divided out of each slice
+    before it is sent. Returns the states of all blocks.
     """
     group, parts = mesh["replicate"].get_group(), mesh["shard"].size()
     for unit in units(model):
         unit.set_all_reduce_hook(_Hook(_send_whole(group), is_last))
     states = []
-    for block in model.transformer.blocks if rank else ():
+    if scales is not None:
+        scales.by_slice = rank > 0
+    for number, block in enumerate(model.transformer.blocks if rank else ()):
         state = PowerSGDState(
             group,
             matrix_approximation_rank=max(1, rank // parts),
@@ -181,7 +201,8 @@ def compress(
             use_error_feedback=feedback,
             orthogonalization_epsilon=1e-8,
         )
-        block.set_all_reduce_hook(_Hook(_send_thin(block, parts, state), is_last))
+        unscale = None if scales is None else partial(scales.unscale_slice, number)
+        block.set_all_reduce_hook(_Hook(_send_thin(block, parts, state, unscale), is_last))
         states.append(state)
     return Compression(states, mesh.device_type)
 

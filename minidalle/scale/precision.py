@@ -65,13 +65,14 @@ class ResblockScales:
     taken. Parameters keep their names, and stay float32 (under FSDP2 too).
     replicas: M where the loss is divided by the batch over all replicas; 1 where gradients are
     averaged. single: one scale for all blocks instead, for comparison; halved, as usual.
+    by_slice, set by PowerSGD: it has `unscale_slice` divide within the backward pass already.
     """
 
     def __init__(self, model: nn.Module, replicas: int = 1, single: bool = False, start=START):
         self.branches, self.replicas, self.single = resblocks(model), replicas, single
         self.scales = [torch.tensor(start * replicas) for _ in self.branches]
         self.last_drop = [-COOL_DOWN] * len(self.branches)
-        self.step = 0
+        self.step, self.by_slice = 0, False
         for number, branch in enumerate(self.branches):
             branch.norm.register_forward_hook(self._edge(_Enter, number))
             branch.register_forward_hook(self._edge(_Leave, number))
@@ -92,6 +93,17 @@ class ResblockScales:
         grads = [p.grad for p in inside if p.grad is not None]
         return [g.to_local() if isinstance(g, DTensor) else g for g in grads]
 
+    def unscale_slice(self, block: int, flat: Tensor, rooms: list[tuple[str, int]]) -> None:
+        """Divide a block's flat gradient slice by its two scales, in place.
+
+        rooms: of each parameter of the block, in the order of `flat`, its name and its elements.
+        """
+        parts = flat.split([room for _, room in rooms])
+        for (name, _), part in zip(rooms, parts, strict=True):
+            branch, inside = name.split(".", 1)
+            if not inside.startswith("norm."):
+                part /= self.scales[2 * block + (branch == "mlp")]
+
     @torch.no_grad()
     def unscale(self) -> bool:
         """Divide every gradient by its scale, then adapt the scales. True if all were finite.
@@ -102,7 +114,8 @@ class ResblockScales:
         bad = []
         for branch, scale in zip(self.branches, self.scales, strict=True):
             grads = self._own(branch)
-            torch._foreach_div_(grads, scale.item())
+            if not self.by_slice:
+                torch._foreach_div_(grads, scale.item())
             bad.append(torch.stack([~g.isfinite().all() for g in grads]).any())
         flags = torch.stack(bad).float()
         if dist.is_initialized() and dist.get_world_size() > 1:

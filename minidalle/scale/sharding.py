@@ -11,11 +11,9 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.5 and figure 5; torch's 
 import os
 import sys
 from datetime import timedelta
-from functools import partial
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -104,8 +102,6 @@ def shard(model: DALLE, mesh: DeviceMesh, precision: str = "float32") -> DALLE:
     """
     parts = mesh.size(mesh.ndim - 1)
     for block in model.transformer.blocks:
-        for norm in (block.attention.norm, block.mlp.norm):
-            norm.forward = partial(_norm_in_float32, norm)
         fully_shard(
             block,
             mesh=mesh,
@@ -116,11 +112,6 @@ def shard(model: DALLE, mesh: DeviceMesh, precision: str = "float32") -> DALLE:
     for name in MEASURES:
         register_fsdp_forward_method(model, name)
     return model
-
-
-def _norm_in_float32(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """Layer norm in float32 (figure 4), also where its gain and bias were gathered in bfloat16."""
-    return F.layer_norm(x, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
 
 
 @torch.no_grad()
@@ -147,6 +138,30 @@ def units(model: nn.Module) -> list[FSDPModule]:
 def whole(x: Tensor) -> Tensor:
     """A plain tensor from one that may be sharded. A collective: every process must call it."""
     return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def gathered(model: nn.Module, device: torch.device | str) -> dict[str, Tensor]:
+    """The whole weights by name, on `device` of the first process; {} elsewhere. A collective.
+
+    One tensor at a time is whole on every process: 252 MB at 12b.
+    """
+    first, state = dist.get_rank() == 0, {}
+    for name, tensor in model.state_dict().items():
+        full = whole(tensor)
+        if first:
+            state[name] = full.to(device)
+    return state
+
+
+def room(device: torch.device) -> int:
+    """Bytes that a whole model may take beside what this process holds.
+
+    Half of a GPU's free memory, or an eighth of the machine's.
+    """
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + unused) // 2
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
 
 
 @torch.no_grad()

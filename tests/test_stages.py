@@ -1,0 +1,81 @@
+"""Models whose blocks torch.compile fused, against the same models without."""
+
+import pytest
+import torch
+
+from minidalle.config import get_config
+from minidalle.stages import build
+
+TINY = (
+    "dalle.n_layers=4", "dalle.n_heads=2", "dvae.n_hid=4", "dvae.n_init=4",
+    "clip.vision_width=16", "clip.vision_heads=2", "clip.text_width=16", "clip.text_heads=2",
+)  # fmt: skip
+
+
+def loss_and_gradients(config, stage: str, batch: dict) -> dict[str, torch.Tensor]:
+    model = build(config, stage).train()
+    loss, metrics = model.loss(batch, 3, torch.Generator().manual_seed(0))
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"loss": loss.detach(), **metrics, **gradients}
+
+
+def batch_for(c) -> dict:
+    g = torch.Generator().manual_seed(0)
+    return {
+        "images": torch.rand(2, 3, 32, 32, generator=g),
+        "text": torch.randint(1, 200, (2, c.dalle.text_len - 1), generator=g),
+        "tokens": torch.randint(0, c.dalle.image_vocab, (2, c.dalle.grid**2), generator=g),
+    }
+
+
+@pytest.mark.parametrize(
+    "stage, attention, graphs",
+    [
+        ("dvae", "dense", 2),  # the encoder, and the decoder behind its codes
+        ("dalle", "dense", 3),  # row, column and conv layers: the second row layer compiles nothing
+        ("dalle", "gathered", 3),
+        ("clip", "dense", 2),  # of pictures and of captions
+    ],
+)
+def test_compiled_blocks_train_as_plain_ones(stage, attention, graphs, monkeypatch):
+    compiled, own = [], torch.compile
+
+    def count(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda f, **o: own(f, **o | {"backend": count}))
+    torch._dynamo.reset()
+    c = get_config("toy", [*TINY, f"dalle.attention={attention}"])
+    batch = batch_for(c)
+    plain = loss_and_gradients(c, stage, batch)
+    assert not compiled
+    c = get_config("toy", [*TINY, f"dalle.attention={attention}", f"train_{stage}.compile=true"])
+    fused = loss_and_gradients(c, stage, batch)
+    assert len(compiled) == graphs
+    assert plain.keys() == fused.keys() and len(plain) > 20
+    for name, value in plain.items():
+        torch.testing.assert_close(fused[name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("stage", ["dvae", "dalle", "clip"])
+def test_a_gpu_trains_compiled_blocks_as_the_cpu_does_plain_ones(stage):
+    c = get_config("toy", TINY)
+    batch = batch_for(c)
+    plain = build(c, stage).eval()  # no noise: it differs between devices
+    fused = build(get_config("toy", [*TINY, f"train_{stage}.compile=true"]), stage).cuda().eval()
+    forward = {
+        "dvae": lambda m, b: (
+            m.logits(b["images"]).mean()
+            + m.decode_vectors(m.code_vectors(b["tokens"].view(2, 8, 8)))[0]
+        ),
+        "dalle": lambda m, b: m(b["text"], b["tokens"])[1],
+        "clip": lambda m, b: m.loss(b, 0)[0],
+    }[stage]
+    want = forward(plain, batch)
+    got = forward(fused, {k: v.cuda() for k, v in batch.items()})
+    torch.testing.assert_close(got.cpu(), want, atol=1e-3, rtol=1e-3)
+    got.sum().backward()
+    assert all(p.grad.isfinite().all() for p in fused.parameters() if p.grad is not None)
