@@ -3,6 +3,8 @@
 Run: python benchmarks/attention.py [--lengths toy] [--dtype bfloat16] [--memory]
 "keys" is the number of keys all queries could see over those they do see, the limit of any
 sparse method; dense SDPA multiplies all of them, with the mask or in plain attention as peers do.
+Of the peak memory, the result and the three gradients are what every method must hand over;
+"work" is what it takes beyond them.
 Targets at 256+1024 tokens: 1.8x dense SDPA on a CPU, 2x on a GPU, half of its peak memory.
 """
 
@@ -20,6 +22,7 @@ from torch import Tensor
 from minidalle.attention import KINDS, attend, layer_mask
 
 LENGTHS = {"paper": (256, 32, 11), "toy": (32, 8, 3)}  # text states, grid, kernel
+HEAD_DIM = {"paper": 64, "toy": 32}
 SHARE = {"row": 47 / 64, "column": 16 / 64, "conv": 1 / 64}  # of the paper's layers
 
 
@@ -41,7 +44,7 @@ def both_ways(attention: Callable, tensors: list[Tensor]) -> Callable[[], None]:
 
 def make_cases(a: argparse.Namespace, device: str) -> dict[str, Callable[[], None]]:
     size = LENGTHS[a.lengths]
-    shape = (4, a.batch, a.heads, size[0] + size[1] ** 2, 64 if a.lengths == "paper" else 32)
+    shape = (4, a.batch, a.heads, size[0] + size[1] ** 2, HEAD_DIM[a.lengths])
     tensors = list(torch.randn(shape, device=device, dtype=getattr(torch, a.dtype)).unbind(0))
     tensors = [x.requires_grad_() for x in tensors[:3]] + tensors[3:]
     mask = layer_mask("row", *size).to(device)
@@ -81,9 +84,15 @@ def _status(field: str) -> int:
 def print_memory(a: argparse.Namespace, device: str) -> None:
     cases = make_cases(a, device)
     peaks = {name: peak_megabytes(run, device) for name, run in cases.items()}
+    size, width = LENGTHS[a.lengths], torch.finfo(getattr(torch, a.dtype)).bits // 8
+    states = a.batch * a.heads * (size[0] + size[1] ** 2)
+    handed = 4 * states * HEAD_DIM[a.lengths] * width / 2**20
+    print(f"result and gradients {handed:.1f} MiB")
+    dense = peaks["dense SDPA"]
     for name, peak in peaks.items():
-        print(f"{name:18} peak {peak:8.1f} MiB   x{peaks['dense SDPA'] / peak:5.2f} dense SDPA"
-              f"   x{peaks['dense, plain'] / peak:5.2f} plain")  # fmt: skip
+        print(f"{name:18} peak {peak:8.1f} MiB   x{dense / peak:5.2f} dense SDPA"
+              f"   x{peaks['dense, plain'] / peak:5.2f} plain   work {peak - handed:8.1f} MiB"
+              f"   x{(dense - handed) / (peak - handed):5.2f} dense SDPA")  # fmt: skip
 
 
 def print_times(a: argparse.Namespace, device: str) -> None:

@@ -1,4 +1,4 @@
-"""Batches from any data set, a pure function of (seed, update) whatever the number of ranks.
+"""Batches from any data set but streams: a pure function of (seed, update) for any number of ranks.
 
 B this rank's part of a batch, S side in pixels, L text_len - 1 caption tokens, G grid.
 Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.2 and appendices A.2 and B.2.

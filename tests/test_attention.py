@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from minidalle import attention
 from minidalle.attention import (
@@ -191,12 +192,93 @@ def test_gradients_reach_what_the_mask_shows_and_nothing_else(kind, method):
         assert torch.equal(grad.abs().sum((0, 1, 3)) > 0, mask[position])
 
 
-@pytest.mark.parametrize("make", [attention._dense_mask, attention._window_mask])
-def test_masks_made_while_sampling_also_serve_training(make):
-    make.cache_clear()
+@pytest.mark.parametrize(
+    "make, dtype", [(attention._dense_mask, ()), (attention._window_mask, (torch.float32,))]
+)
+def test_masks_made_while_sampling_also_serve_training(make, dtype):
     with torch.inference_mode():
-        mask = make("row", 7, 3, 3, torch.device("cpu"))
+        mask = make("row", 13, 3, 3, torch.device("cpu"), *dtype)
     assert not mask.is_inference()  # autograd refuses to keep those
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(3, 3, 3), (1, 2, 1), (2, 4, 3)])
+def test_gathered_gradients_are_those_of_finite_differences(kind, size):
+    qkv = stream(*size[:2], torch.float64, head_dim=2)
+    assert torch.autograd.gradcheck(
+        lambda *qkv: attend(*qkv, kind, *size, "gathered"), qkv, fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gathered_reads_the_strides_of_a_transformer(kind):
+    x = torch.randn(2, 22, 3, 2, 16, generator=torch.Generator().manual_seed(0))
+    qkv = x.requires_grad_().permute(2, 0, 3, 1, 4).unbind(0)
+    want, got = by_hand(*qkv, layer_mask(kind, 6, 4, 3)), attend(*qkv, kind, 6, 4, 3, "gathered")
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    towards = torch.linspace(-1, 1, want.numel()).view(2, 22, 2, 16).transpose(1, 2)
+    grads = [torch.autograd.grad(out, x, towards)[0] for out in (got, want)]
+    torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gathered_keeps_no_weights_for_the_way_back(kind):
+    qkv, kept = stream(16, 8), {}
+    mine = {x.untyped_storage().data_ptr() for x in qkv}
+
+    def keep(x):
+        if x.untyped_storage().data_ptr() not in mine:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    attend(*qkv, kind, 16, 8, 3, "gathered")  # masks are made and kept
+    mine.add(attention._window_mask(kind, 16, 8, 3, qkv[0].device, qkv[0].dtype).data_ptr())
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        attend(*qkv, kind, 16, 8, 3, "gathered")
+    text = qkv[0][:, :, :16]  # torch's attention keeps what text sees, a sum each, and the mask
+    assert sum(kept.values()) <= 4 * (text.numel() + text[..., 0].numel() + 16**2)
+
+
+@pytest.mark.parametrize("kind", ["column", "conv"])
+@pytest.mark.filterwarnings("error:Dynamo detected a call to a `functools.lru_cache`")
+def test_gathered_is_the_same_when_checkpointed_or_compiled(kind):
+    def run(*qkv):
+        return attend(*qkv, kind, 6, 4, 3, "gathered")
+
+    qkv = stream(6, 4)
+    want = run(*qkv)
+    wanted = torch.autograd.grad(want.square().sum(), qkv)
+    again = checkpoint(run, *qkv, use_reentrant=False)
+    assert all(map(torch.equal, torch.autograd.grad(again.square().sum(), qkv), wanted))
+    compiled = torch.compile(run, fullgraph=True, backend="eager")(*qkv)
+    torch.testing.assert_close(compiled, want)
+    torch.testing.assert_close(torch.autograd.grad(compiled.square().sum(), qkv), wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gathered_runs_under_autocast(kind):
+    qkv = stream(16, 8)
+    want = by_hand(*qkv, layer_mask(kind, 16, 8, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = attend(*qkv, kind, 16, 8, 3, "gathered")
+    torch.testing.assert_close(got, want, atol=0.03, rtol=0.03)
+    wanted, found = (torch.autograd.grad(out.sum(), qkv) for out in (want, got))
+    torch.testing.assert_close(found, wanted, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gathered_has_shapes_without_data(kind):
+    q, k, v = (x.detach().to("meta").requires_grad_() for x in stream(6, 4))
+    out = attend(q, k, v, kind, 6, 4, 3, "gathered")
+    out.sum().backward()
+    assert out.shape == q.grad.shape == k.grad.shape == v.grad.shape == q.shape
+
+
+def test_gathered_refuses_second_derivatives():
+    q, k, v = stream(6, 4)
+    out = attend(q, k, v, "conv", 6, 4, 3, "gathered")
+    with pytest.raises(RuntimeError, match="inplace"):
+        torch.autograd.grad(out.square().sum(), q, create_graph=True)
 
 
 def test_attend_refuses_what_it_does_not_know():
