@@ -1,9 +1,11 @@
 """What processes cost and what compression saves; on a GPU, how near the limit training comes.
 
-Run: python benchmarks/scale.py [--steps 60] [--parts weak network gpu] [--presets small base 12b]
+Run: python benchmarks/scale.py [--steps 60] [--parts weak network gpu here] [--presets base 12b]
 weak: each process has the same work, so the ideal is 1.00 where there are as many cores.
 network: four processes as two nodes of two; bytes that cross nodes, and the loss at equal updates.
-gpu: one GPU, a real training step of each preset; the limit is operations over the peak.
+gpu: one GPU, real updates and drawings of each preset beside their limits; see one_device.py.
+here: the same of the 12b preset on this machine, with as many layers as its memory holds; see
+this_machine.py.
 """
 
 import argparse
@@ -12,21 +14,16 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
-from pathlib import Path
 
+import one_device
+import this_machine
 import torch
 import torch.distributed as dist
 
 from minidalle.config import Config, get_config
 from minidalle.dalle import DALLE
-from minidalle.generate import sample
 from minidalle.optim import learning_rate, make_optimizer
-from minidalle.scale import arithmetic, launch, memory, powersgd, sharding
-from minidalle.scale.card import CARDS
-
-PEAK = {"cuda": 790e12}  # bfloat16 operations a second that one H200 reached in a plain product
-BYTES = {"cuda": 4.3e12}  # bytes a second it copied
+from minidalle.scale import arithmetic, launch, powersgd, sharding
 
 
 def config_for(width: int) -> Config:
@@ -144,119 +141,48 @@ def show_network(steps: int) -> None:
     )
 
 
-def show_gpu(presets: list[str]) -> None:
-    if not torch.cuda.is_available():
-        print("gpu: no GPU here")
-        return
-    for preset in presets:
-        config = get_config(preset)
-        try:
-            _one_gpu(config)
-        except torch.OutOfMemoryError:
-            print(f"  {preset}: out of memory; see `python -m minidalle plan --preset {preset}`")
-        torch.cuda.empty_cache()
+def show_here() -> None:
+    """In a process of its own, whose C library gives freed tensors back to the system at once."""
+    command = [sys.executable, __file__, "--worker", "here", *sys.argv[1:]]
+    subprocess.run(command, check=True, env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "1048576"})
 
 
-def _one_gpu(config: Config) -> None:
-    """A training step through a mesh of one, and sampling, beside their limits."""
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    os.environ.setdefault("MASTER_PORT", "29555")
-    if not dist.is_initialized():
-        sharding.start("cuda")
-    big = config.preset == "12b"
-    size = {"small": 128, "base": 32, "12b": 16}.get(config.preset, 16)
-    config = replace(config, train_dalle=replace(config.train_dalle, precision="bfloat16"))
-    for method in ("auto", "dense"):
-        c = replace(config.dalle, attention=method)
-        with torch.device("meta"):
-            model = DALLE(c)
-        sharding.shard(model, sharding.make_mesh("cuda")["shard"], "bfloat16")
-        sharding.fill(model, "cuda")
-        make = memory.backward_adamw if big else make_optimizer
-        seconds = _seconds(model, make(model, config.train_dalle), config, size)
-        _report(config, method, size, seconds)
-        if method == "dense":
-            break
-        del model
-        torch.cuda.empty_cache()
-    _sampling(config)
-
-
-def _seconds(model: DALLE, optimizer, config: Config, size: int, rounds: int = 5) -> float:
-    batch = {k: v.cuda() for k, v in pairs(config, 0, size).items()}
-    times = []
-    for _ in range(rounds + 2):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        with torch.autocast("cuda", torch.bfloat16):
-            loss, _ = model.loss(batch)
-        loss.backward()
-        if isinstance(optimizer, memory.BackwardAdamW):
-            optimizer.end_update(list(model.parameters()), 4.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return min(times[2:])
-
-
-def _report(config: Config, method: str, size: int, seconds: float) -> None:
-    c = config.dalle
-    flops, peak = arithmetic.training_flops(c) * size, CARDS["h200"].tflops * 1e12
-    print(
-        f"  {config.preset}, {method}: {size * arithmetic.states(c) / seconds:,.0f} tokens/s, "
-        f"{flops / seconds / peak:.1%} of {peak / 1e12:g} TFLOP/s "
-        f"({flops / seconds / PEAK['cuda']:.1%} of what a plain product reached), peak memory "
-        f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB",
-        flush=True,
-    )
-    torch.cuda.reset_peak_memory_stats()
-
-
-def _sampling(config: Config, n: int = 256) -> None:
-    c = config.dalle
-    with torch.device("meta"):
-        model = DALLE(c)
-    model = model.to_empty(device="cpu") if config.preset != "12b" else model.bfloat16()
-    model = model.to_empty(device="cuda").bfloat16().eval()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, 0, 0.02)
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    sample(model, [1, 2, 3], n)
-    torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
-    need = arithmetic.sampling_bytes(c, n)
-    limit = c.grid**2 * need["weights"] / BYTES["cuda"]
-    print(
-        f"  {config.preset}: {n / seconds:.2f} pictures/s at {n} of one caption; reading the "
-        f"weights alone would take {limit:.1f} of its {seconds:.1f} s"
-    )
+def work(args: argparse.Namespace) -> None:
+    """One process of a part; ends the process."""
+    if args.worker == "here":
+        config = get_config(args.presets[-1])
+        this_machine.show_here(config, args.layers, args.updates, args.candidates)
+    else:
+        torch.set_num_threads(1)
+        sharding.start("cpu")
+        found = {"weak": weak, "network": network}[args.worker](args.steps)
+        if launch.is_main():
+            print(json.dumps(found), flush=True)
+    sharding.finish()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", default=["weak", "network", "gpu"])
     parser.add_argument("--presets", nargs="+", default=["small", "base", "12b"])
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=60, help="of weak and network")
+    parser.add_argument("--rounds", type=int, default=2, help="of weak")
+    parser.add_argument("--layers", type=int, help="of here (default: as many as fit)")
+    parser.add_argument("--updates", type=int, default=3, help="of here")
+    parser.add_argument("--candidates", type=int, default=16, help="of here")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        torch.set_num_threads(1)
-        sharding.start("cpu")
-        found = {"weak": weak, "network": network}[args.worker](args.steps)
-        if launch.is_main():
-            print(json.dumps(found), flush=True)
-        sharding.finish()
+        work(args)
     if "weak" in args.parts:
         show_weak(max(3, args.steps // 10), args.rounds)
     if "network" in args.parts:
         show_network(args.steps)
     if "gpu" in args.parts:
-        show_gpu(args.presets)
+        one_device.show_gpu(args.presets)
+    if "here" in args.parts:
+        show_here()
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     main()

@@ -72,7 +72,7 @@ def _add_common(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--preset", default="toy", help=f"one of {', '.join(PRESETS)} (default toy)")
     # torchrun takes --run for an abbreviation of an option of its own; --folder is the same.
     sub.add_argument("--run", "--folder", help="folder of the run (default runs/PRESET)")
-    sub.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
+    sub.add_argument("--device", help="cpu, cuda or mps (default cpu; under torchrun a GPU if any)")
     sub.add_argument("--seed", type=int, default=0, help="of every random choice (default 0)")
     sub.add_argument("--threads", type=int, help="CPU threads (default half the cores)")
 
@@ -145,6 +145,9 @@ def _set_up(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     if args.seed < 0:
         raise ValueError(f"--seed must not be negative, got {args.seed}")
+    if args.device is None:
+        on_gpu = "WORLD_SIZE" in os.environ and torch.cuda.is_available()
+        args.device = "cuda" if on_gpu else "cpu"
     try:
         torch.empty(1, device=args.device)
     except (RuntimeError, AssertionError) as error:

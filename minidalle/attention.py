@@ -144,7 +144,7 @@ def gathered(
     image = _AttendWindows.apply(*images, *texts[1:], hidden)  # (B, H, grid, grid, K)
     if kind == "column":
         image = image.transpose(2, 3)
-    text = dense(*texts, causal_mask(text_len).to(q.device))
+    text = dense(*texts, _text_mask(text_len, q.device))
     return torch.cat([text, image.flatten(2, 3)], 2)
 
 
@@ -245,15 +245,27 @@ def rows_in_reach(kind: str, grid: int, kernel: int) -> int:
 
 
 def _kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Make each mask once. To torch.compile it is a constant, made before."""
+    """Make each mask once."""
     kept = lru_cache(maxsize=64)(make)
-    return torch.compiler.assume_constant_result(lambda *which: kept(*which))
+    return lambda *which: kept(*which)  # a function, which `masks_are_constants` can mark
+
+
+def masks_are_constants() -> None:
+    """Tell torch.compile that masks are made before, not within what it compiles."""
+    for make in (_dense_mask, _text_mask, _window_mask):
+        torch.compiler.assume_constant_result(make)  # only now: it imports half of torch.compile
 
 
 @_kept
 def _dense_mask(kind, text_len, grid, kernel, device) -> Tensor:
     with torch.inference_mode(False):  # a mask made while sampling must also serve training
         return layer_mask(kind, text_len, grid, kernel).to(device)
+
+
+@_kept
+def _text_mask(length, device) -> Tensor:
+    with torch.inference_mode(False):
+        return causal_mask(length).to(device)
 
 
 @_kept

@@ -115,8 +115,11 @@ def _layer(block: Block, cache: LayerCache, home: Tensor, hidden: Tensor, x: Ten
 
 @lru_cache(maxsize=1)
 def _compiled_layer() -> Callable[..., Tensor]:
+    from minidalle.flex import allow_kernels  # imports half of torch.compile
+
     # The last option lets a product with a single query become one fused sum: on a GPU such a
     # matrix product wastes most of the memory's speed.
+    allow_kernels()
     return torch.compile(_layer, dynamic=False, options={"coordinate_descent_tuning": True})
 
 
@@ -131,7 +134,8 @@ class Graph:
             step(self.token)  # kernels are loaded and compiled before the recording
         here.wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=aside):
+        # Threads that save checkpoints or talk to other GPUs may go on meanwhile.
+        with torch.cuda.graph(self.graph, stream=aside, capture_error_mode="thread_local"):
             self.logits = step(self.token)
 
     def __call__(self, token: Tensor) -> Tensor:
@@ -160,7 +164,7 @@ class Decoder:
         self.layer = _compiled_layer() if compile else _layer
         self.caches: list[LayerCache] = []
         self._read(text, prompt.expand(len(text), -1, -1))
-        self._run: Callable[[Tensor], Tensor] | None = None
+        self.graph: Graph | None = None
 
     def _read(self, text: Tensor, prompt: Tensor) -> None:
         """Fill the caches with the text and the states of cells before the next."""
@@ -188,10 +192,9 @@ class Decoder:
         """
         if token is None:
             token = self.cell.new_zeros(self.captions * self.samples)  # not read
-        if self._run is None:
-            on_gpu = token.device.type == "cuda"
-            self._run = Graph(self._predict, token) if on_gpu else self._predict
-        logits = self._run(token)
+        if self.graph is None and token.device.type == "cuda":
+            self.graph = Graph(self._predict, token)
+        logits = (self.graph or self._predict)(token)
         self.cell += 1
         return logits
 

@@ -118,7 +118,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     ema_every: int = 1
     accumulate: int = 1  # parts a batch is split into
-    precision: str = "float32"  # 'float32' 'bfloat16' or 'auto', see train._precision
+    precision: str = "float32"  # 'float32' 'bfloat16' or 'auto', see train.autocast
     compile: bool = False  # torch.compile fuses the blocks: for a GPU, no gain on a CPU
     log_every: int = 50
     eval_every: int = 500

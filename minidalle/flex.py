@@ -13,7 +13,10 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from minidalle.attention import may_see
 
+MOST_KERNELS = 128  # that one process compiles
 
+
+@torch.compiler.disable  # else a compiled block would make its mask anew at every call
 def flex(
     q: Tensor, k: Tensor, v: Tensor, kind: str, text_len: int, grid: int, kernel: int
 ) -> Tensor:
@@ -27,6 +30,7 @@ def flex(
         raise ValueError(f"attention='flex' cannot train on {q.device.type}; use 'gathered'")
     if kind == "column":  # in raster order no tile of a column mask is empty
         q, k, v = (transpose_image(x, text_len, grid) for x in (q, k, v))
+    allow_kernels()
     attention = _compiled() if q.device.type == "cuda" else flex_attention
     block_mask = _block_mask(kind, text_len, grid, kernel, q.device)
     seen = attention(q, k, v, block_mask=block_mask)
@@ -43,6 +47,16 @@ def transpose_image(x: Tensor, text_len: int, grid: int) -> Tensor:
 @lru_cache(maxsize=1)
 def _compiled():
     return torch.compile(flex_attention, dynamic=False)
+
+
+def allow_kernels() -> None:
+    """Let torch compile a kernel for each mask, shape, precision, with gradients and without.
+
+    After 8 of them it would go on without compiling, every score in memory. torch 2.13 keeps the
+    limit by thread, and checkpointed layers run again in a thread of the backward pass.
+    """
+    if torch._dynamo.config.recompile_limit < MOST_KERNELS:
+        torch._dynamo.config.recompile_limit = MOST_KERNELS
 
 
 @lru_cache(maxsize=64)

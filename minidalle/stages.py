@@ -7,6 +7,7 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minidalle import data, plot
+from minidalle.attention import masks_are_constants
 from minidalle.checkpoint import config_from_json, config_to_json, load_model, write_atomically
 from minidalle.clip import CLIP, ResidualAttentionBlock
 from minidalle.config import PRESETS, Config
@@ -22,12 +24,13 @@ from minidalle.dalle import DALLE
 from minidalle.dvae import DiscreteVAE, Encoder, spread_codes
 from minidalle.generate import sample
 from minidalle.tokenizer import BPETokenizer
-from minidalle.train import SECTIONS, fit
+from minidalle.train import SECTIONS, fit, split_batch
 from minidalle.transformer import Block
 
 MODELS = {"dvae": DiscreteVAE, "dalle": DALLE, "clip": CLIP}
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
-N_TEST = 256  # pictures in a test batch
+N_TEST = 256  # pictures in a test batch of the dVAE
+TEST_PIXELS = 2**20  # in such a batch at most; 365 MiB for each 256 x 256 at the paper's size
 N_SPREAD = 400  # pictures that the first codes are spread over
 N_SHEET = 16  # pictures on a sheet of samples
 
@@ -140,7 +143,8 @@ def train_stage(
     train_set, test_set = data.load(config, "train"), data.load(config, "test")
     options = dict(loaded, seed=config.seed, cache=run / "cache" if stage == "dalle" else None)
     batches = data.batches(train_set, config, stage, **options, rank=rank, world=world)
-    tests = data.batches(test_set, config, stage, **options)
+    shared = dict(rank=rank, world=world) if stage == "dalle" else {}
+    tests = data.batches(test_set, config, stage, **options, **shared)
     evaluate, sheet = share(*CALLBACKS[stage](config, test_set, next(tests(0)), **loaded))
     options = dict(
         run_config=config, evaluate=evaluate, sheet=sheet, seed=config.seed, device=device,
@@ -174,6 +178,10 @@ def fuse(model: nn.Module) -> None:
 
     Blocks alike share one compilation. Call it before a model is sharded.
     """
+    from minidalle.flex import allow_kernels  # imports half of torch.compile
+
+    allow_kernels()
+    masks_are_constants()
     for part in model.modules():
         if isinstance(part, (Block, ResidualAttentionBlock, Encoder)):
             part.compile(dynamic=False)
@@ -212,9 +220,12 @@ def _dalle_callbacks(config: Config, test_set, batch, tokenizer, dvae) -> Callba
     captions = [test_set.caption(i) for i in range(min(N_SHEET // 2, len(test_set)))]
 
     def evaluate(model: DALLE, step: int) -> dict[str, float]:
-        here = {k: v.to(next(model.parameters()).device) for k, v in batch.items()}
-        loss, metrics = model.loss(here, step)
-        return {"loss": loss, **metrics}
+        n, found = config.train_dalle.accumulate, Counter()
+        for part in split_batch(batch, n, next(model.parameters()).device):
+            loss, metrics = model.loss(part, step)
+            for name, value in {"loss": loss, **metrics}.items():
+                found[name] += value / n
+        return dict(found)
 
     def sheet(model: DALLE, path: Path) -> None:
         text = tokenizer.encode_batch(captions, config.dalle.text_len - 1)
@@ -236,8 +247,9 @@ def _clip_callbacks(config: Config, test_set, batch, tokenizer) -> Callbacks:
 
 
 def _test_images(test_set) -> Tensor:
-    """The first pictures of the test set, (N_TEST, 3, H, W) float in [0, 1]."""
-    return torch.stack([test_set[i][0] for i in range(min(N_TEST, len(test_set)))]).float() / 255
+    """The first pictures of the test set, as many as fit, (N, 3, H, W) float in [0, 1]."""
+    n = min(N_TEST, TEST_PIXELS // test_set[0][0][0].numel(), len(test_set))
+    return torch.stack([test_set[i][0] for i in range(n)]).float() / 255
 
 
 CALLBACKS = {"dvae": _dvae_callbacks, "dalle": _dalle_callbacks, "clip": _clip_callbacks}

@@ -18,7 +18,8 @@ from minidalle.augment import centre_crop
 from minidalle.captioned import Captioned, Unusable
 
 FORMAT = 1  # raise it when the meaning of the file changes
-CHUNK = 64  # pictures encoded at a time
+CHUNK = 64  # pictures read at a time
+PIXELS = 2**20  # encoded at a time: 16 pictures of 256 x 256, some 4 GiB of the paper's dVAE
 
 
 def token_key(dvae: torch.nn.Module, dataset: Captioned) -> str:
@@ -91,7 +92,9 @@ def _picture(dataset: Captioned, i: int) -> Tensor | None:
 def encode(dvae: torch.nn.Module, images: Tensor) -> Tensor:
     """Return the image tokens of (B, 3, S, S) uint8 pictures, (B, G * G) int64 on the CPU."""
     device = next(dvae.parameters()).device
-    tokens = dvae.tokens(images.to(device).float() / 255).flatten(1).cpu()
+    at_once = max(1, PIXELS // images[0, 0].numel())
+    parts = [dvae.tokens(x.to(device).float() / 255).flatten(1) for x in images.split(at_once)]
+    tokens = torch.cat(parts).cpu()
     if tokens.max() >= 2**16 - 1:
         raise ValueError(f"token {int(tokens.max())} does not fit the cache: at most 65,534")
     return tokens

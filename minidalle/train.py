@@ -99,10 +99,10 @@ def fit(
                 group["lr"] = learning_rate(step, config)
 
             metrics = Counter()
-            for part, examples in enumerate(_split(batch, config.accumulate, device)):
+            for part, examples in enumerate(split_batch(batch, config.accumulate, device)):
                 for source in (generator, *others):
                     source.manual_seed(_mix(seed, step, part))
-                with _precision(config.precision, device):
+                with autocast(config.precision, device):
                     loss, found = model.loss(examples, step, generator)
                 (loss / config.accumulate).backward()
                 for name, value in {**found, "loss": loss}.items():
@@ -159,7 +159,7 @@ def _identity(config: TrainConfig, run_config: Config | None, seed: int) -> dict
     return json.loads(json.dumps({"seed": seed, **kept}))
 
 
-def _split(batch: dict[str, Tensor], parts: int, device) -> list[dict[str, Tensor]]:
+def split_batch(batch: dict[str, Tensor], parts: int, device) -> list[dict[str, Tensor]]:
     """Cut a batch into `parts` equal ones along its first dimension, and move them to `device`.
 
     Parts of a batch with captions also get "text_count", see DALLE.loss: captions differ in
@@ -187,7 +187,7 @@ def _mix(*numbers: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _precision(name: str, device: str | torch.device):
+def autocast(name: str, device: str | torch.device):
     """Autocast to bfloat16, or not; 'auto' does where the device multiplies it fast."""
     kind = torch.device(device).type
     if name == "auto":

@@ -161,6 +161,11 @@ def test_importing_the_package_does_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
 
 
+def test_no_command_pays_for_torch_compile_unasked():
+    code = "import sys, minidalle.demo; assert 'torch._dynamo' not in sys.modules"  # half a second
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+
+
 def test_threads_option_sets_torchs_threads(run, tmp_path):
     before = torch.get_num_threads()
     try:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from minidalle.config import PRESETS, DALLEConfig
 from minidalle.dalle import DALLE
 from minidalle.tokenizer import PAD
-from minidalle.train import _split
+from minidalle.train import split_batch
 
 SMALL = DALLEConfig(
     text_vocab=20, text_len=6, image_vocab=12, grid=4, n_layers=5, n_heads=2, head_dim=8, kernel=3
@@ -160,7 +160,7 @@ def test_losses_of_two_parts_average_to_that_of_the_whole():
     model, (text, image) = make(), pair(batch=4)
     batch = {"text": text, "tokens": image}
     whole, _ = model.loss(batch, 0)
-    one, two = _split(batch, 2, "cpu")
+    one, two = split_batch(batch, 2, "cpu")
     assert (one["text"] != PAD).sum() != (two["text"] != PAD).sum()
     torch.testing.assert_close((model.loss(one, 0)[0] + model.loss(two, 0)[0]) / 2, whole)
 

@@ -107,13 +107,13 @@ def test_a_step_recorded_once_predicts_every_cell(start, monkeypatch):
     for name in ("Stream", "current_stream", "stream"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
-    monkeypatch.setattr(torch.cuda, "graph", lambda recording, stream: recording)
+    monkeypatch.setattr(torch.cuda, "graph", lambda recording, **_: recording)
     model = make()
     image = torch.randint(12, (3, 16))
     _, want = model(captions([1, 2, 3]).expand(3, -1), image)
     decoder = Decoder(model, captions([1, 2, 3]), 3, image[None, :, :start])
     first = image[:, start - 1] if start else torch.zeros(3, dtype=torch.long)
-    decoder._run = Graph(decoder._predict, first)
+    decoder.graph = Graph(decoder._predict, first)
     got = [decoder.step(image[:, cell - 1] if cell else None) for cell in range(start, 16)]
     torch.testing.assert_close(torch.stack(got, 1), want[:, start:], atol=1e-5, rtol=1e-5)
 
@@ -127,7 +127,7 @@ def test_a_gpu_replays_what_the_cpu_predicts(compile):
     text, image = captions([1, 2, 3]).cuda(), image.cuda()
     decoder = Decoder(model.cuda(), text, 3, image[None, :, :5], compile)
     got = [decoder.step(image[:, cell - 1]) for cell in range(5, 16)]
-    assert isinstance(decoder._run, Graph)
+    assert isinstance(decoder.graph, Graph)
     torch.testing.assert_close(torch.stack(got, 1).cpu(), want[:, 5:], atol=1e-3, rtol=1e-3)
 
 

@@ -20,6 +20,7 @@ from ..transformer import layer_kinds
 KEPT = {"bfloat16": 36, "float32": 64}
 PASSING = {"bfloat16": 16, "float32": 32}  # gradients on their way through the MLP
 PER_LOGIT = {"bfloat16": 10, "float32": 12}  # logits, their float32 log-softmax, its gradient
+AT_WORK = 20  # per number of the parameter that an update in the backward pass is moving
 
 
 def parameters(c: DALLEConfig) -> dict[str, int]:
@@ -98,35 +99,74 @@ def training_bytes(
 ) -> dict[str, int]:
     """Return the bytes of one process at the worst moment of an update, by part.
 
-    batch: pairs that it holds at once. The worst moment is one of three in the backward pass: at
-    the logits, in the last block, or in the first, when all other gradients are there.
+    batch: pairs that it holds at once. The worst moment is one of six: at the logits, in the
+    backward pass of the last block, or of the first, when all other gradients are there, when a
+    block's or the embeddings' gradient is complete, or in the optimiser's step.
     slices=1 is a plain model, unless the scheme updates in the backward pass: that one is sharded
     over a mesh of one, so that weights are cast block by block.
     """
-    counts = parameters(c)
-    total, block = sum(counts.values()), counts["blocks"] // c.n_layers
     cast = 2 if precision == "bfloat16" and scheme.weights == 4 else 0
-    sharded = slices > 1 or scheme.gradients == 0
-    root = 4 * (total - counts["blocks"]) if slices > 1 else 0
-    fixed = {
+    sharded, total = slices > 1 or scheme.gradients == 0, sum(parameters(c).values())
+    fixed = _fixed(c, slices, scheme, compressed)
+    if sharded:
+        gradients = _sharded_gradients(c, slices, scheme, cast or scheme.weights)
+    else:
+        fixed["16-bit copies of weights"] = total * cast
+        gradients = {"first block": {"gradients": total * scheme.gradients}}
+    if scheme.gradients and scheme.moments:  # roots of all second moments
+        shares = total * scheme.gradients // slices, total * 4 // slices
+        gradients["step"] = {"gradients": shares[0], "optimiser at work": shares[1]}
+    kept = _activations(c, batch, precision)
+    moments = [kept.get(name, {}) | gradients.get(name, {}) for name in kept.keys() | gradients]
+    return fixed | max(moments, key=lambda parts: sum(parts.values()))
+
+
+def _fixed(c: DALLEConfig, slices: int, scheme: Scheme, compressed: bool) -> dict[str, int]:
+    """Bytes that a process holds all the time."""
+    counts = parameters(c)
+    total = sum(counts.values())
+    return {
         "weights": total * scheme.weights // slices,
         "moments": total * scheme.moments // slices,
         "averaged weights": total * scheme.average // slices,
         "error buffers": counts["blocks"] * 4 // slices if compressed else 0,
-        "embeddings, heads, gathered": root,
-        "16-bit copies of weights": 0 if sharded else total * cast,
-        "gathered blocks (2)": 2 * block * (cast or scheme.weights) if sharded else 0,
     }
-    moments = _moments(c, batch, precision)
-    of_block = block * ((cast or scheme.weights) + 4) if sharded else 0
-    grads = total * scheme.gradients // slices + root
-    moments["last block"] |= {"gradient of one block": of_block}
-    moments["first block"] |= {"gradient of one block": of_block, "gradients": grads}
-    return fixed | max(moments.values(), key=lambda parts: sum(parts.values()))
 
 
-def _moments(c: DALLEConfig, batch: int, precision: str) -> dict[str, dict[str, int]]:
-    """Bytes of activations at three moments of the backward pass."""
+def _sharded_gradients(
+    c: DALLEConfig, slices: int, scheme: Scheme, width: int
+) -> dict[str, dict[str, int]]:
+    """Bytes of what FSDP gathers, and of gradients, at the moments of `training_bytes`.
+
+    width: bytes of a gathered weight of a block. Embeddings and heads form one unit in float32,
+    gathered all the time. A complete gradient is copied into one flat float32 tensor, which is
+    reduced into a second one, of this process's slice.
+    """
+    d, counts = c.width, parameters(c)
+    total, block = sum(counts.values()), counts["blocks"] // c.n_layers
+    rest, head = total - counts["blocks"], 4 * (c.text_vocab + c.image_vocab) * d
+    share, several = total * scheme.gradients // slices, 2 if slices > 1 else 1
+    root = {"embeddings, heads, gathered": 4 * rest}
+    now = root | {
+        "gathered blocks": several * block * width,
+        "gradient of one block": block * (width + 4),
+    }
+    moments = {
+        "logits": root | {"gathered blocks": several * block * width},
+        "last block": now | {"gradients": head},
+        "first block": now | {"gradients": share + head},
+        "embeddings": {"gradients": share + 4 * rest + 4 * rest // slices},
+    }
+    if not scheme.gradients:
+        flat = {"gradient of one block": block * 4 + block * 4 // slices, "gradients": head}
+        widest = max(c.text_vocab, c.image_vocab) * d
+        moments["block"] = root | flat | {"optimiser at work": AT_WORK * 4 * d * d // slices}
+        moments["embeddings"]["optimiser at work"] = AT_WORK * widest // slices
+    return moments
+
+
+def _activations(c: DALLEConfig, batch: int, precision: str) -> dict[str, dict[str, int]]:
+    """Bytes of activations at the moments of `training_bytes`."""
     stream = batch * states(c) * c.width * 4
     kept = batch * states(c) * c.width * KEPT[precision]
     passing = batch * states(c) * c.width * PASSING[precision]
@@ -137,6 +177,8 @@ def _moments(c: DALLEConfig, batch: int, precision: str) -> dict[str, dict[str, 
         "logits": {"activations": all_blocks, "logits": logits * PER_LOGIT[precision]},
         "last block": {"activations": all_blocks + again + passing},
         "first block": {"activations": stream + kept + passing},
+        "block": {"activations": all_blocks},
+        "embeddings": {"activations": 2 * stream},
     }
 
 
@@ -172,6 +214,37 @@ def sampling_bytes(c: DALLEConfig, candidates: int, width: int = 2) -> dict[str,
         "pictures' keys, values": candidates * slots * 2 * c.width * width,
         "work": candidates * (8 * c.width * 4 + logits),
     }
+
+
+def keys_in_reach(c: DALLEConfig, kind: str) -> float:
+    """Return how many image states a cell of one kind of layer sees, itself included, on average.
+
+    Besides them it sees the caption's text_len states.
+    """
+    cells, text = c.grid**2, c.text_len
+    return (pairs(c, kind) - text * (text + 1) // 2) / cells - text
+
+
+def drawing_bytes(c: DALLEConfig, candidates: int, width: int = 2) -> dict[str, float]:
+    """Return the bytes that must be read, on average, to draw one token of every candidate.
+
+    All candidates show one caption. Writing the new keys and values, and embeddings, are nothing
+    beside this.
+    """
+    counts = parameters(c)
+    seen = sum(keys_in_reach(c, kind) for kind in layer_kinds(c.n_layers))
+    return {
+        "weights": (counts["blocks"] + c.image_vocab * c.width) * width,
+        "caption's keys, values": c.n_layers * c.text_len * 2 * c.width * width,
+        "pictures' keys, values": candidates * seen * 2 * c.width * width,
+    }
+
+
+def drawing_flops(c: DALLEConfig) -> int:
+    """Return the floating-point operations of drawing one picture, its caption read already."""
+    d, cells = c.width, c.grid**2
+    seen = sum(c.text_len + keys_in_reach(c, kind) for kind in layer_kinds(c.n_layers))
+    return int(cells * (2 * (12 * d * d * c.n_layers + d * c.image_vocab) + 4 * d * seen))
 
 
 def full_cache_bytes(c: DALLEConfig, candidates: int, width: int = 2) -> int:

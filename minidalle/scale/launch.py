@@ -24,6 +24,7 @@ from ..config import Config, TrainConfig
 from ..dalle import DALLE
 from ..optim import clip_gradients
 from ..tokenizer import PAD
+from ..train import autocast
 from . import memory, powersgd, precision, sharding
 from .checkpoints import ShardedCheckpoints
 from .sharding import finish
@@ -52,7 +53,7 @@ class Team:
 
     def __init__(self, model: nn.Module, config: TrainConfig):
         self.model, self.parts, self.part = model, config.accumulate, 0
-        self.sharded = isinstance(model, DALLE)
+        self.sharded, self.precision = isinstance(model, DALLE), config.precision
         self.own_loss = model.loss
         self.scales: precision.ResblockScales | None = None
         model.loss = self.loss
@@ -103,11 +104,13 @@ class Team:
             if plain is not None:
                 sheet(plain, path)
 
-        def attend(model: DALLE, step: int) -> dict:
-            self.gather(model)  # the first process draws before it evaluates
-            return evaluate(model, step)
+        def measure(model: DALLE, step: int) -> dict:
+            if not is_main():
+                self.gather(model)  # the first process draws before it evaluates
+            with autocast(self.precision, next(model.parameters()).device):
+                return evaluate(model, step)
 
-        return (evaluate, draw) if is_main() else (attend, None)
+        return measure, draw if is_main() else None
 
     def gather(self, model: DALLE) -> DALLE | None:
         """The whole model, on the first process and only if it has room. A collective."""
@@ -162,7 +165,9 @@ def _sharded_dalle(config: Config, mesh: DeviceMesh, rank: int, float16: bool) -
     if config.train_dalle.compile:
         stages.fuse(model)
     kind = "float32" if float16 else config.train_dalle.precision
-    sharding.shard(model, mesh["shard"] if rank else mesh, kind)
+    # Between nodes FSDP2 keeps every block's gradient until the backward pass ends: not for one.
+    one_node = mesh["replicate"].size() == 1
+    sharding.shard(model, mesh["shard"] if rank or one_node else mesh, kind)
     sharding.fill(model, mesh.device_type, config.seed)
     return model
 

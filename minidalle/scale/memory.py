@@ -10,6 +10,7 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.4 and appendix B.2 (16-b
 second moment); Lv et al. 2023, arXiv:2306.09782 (updates in the backward pass).
 """
 
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -32,6 +33,10 @@ def stochastic_round(x: Tensor, bits: Tensor) -> Tensor:
 
 def _local(t: Tensor) -> Tensor:
     return t.to_local() if isinstance(t, DTensor) else t
+
+
+def _float_copy(t: Tensor) -> Tensor:
+    return t.to(torch.float32, copy=True)
 
 
 class BackwardAdamW(AdamW):
@@ -57,9 +62,10 @@ class BackwardAdamW(AdamW):
         self.squares: list[Tensor] = []  # of this update's gradients, one sum per parameter
         self.last_norm: Tensor | None = None
         number = 0
-        for group in self.param_groups:
+        for place, group in enumerate(self.param_groups):
             for parameter in group["params"]:
-                parameter.register_post_accumulate_grad_hook(self._hook(group, number))
+                parameter.register_post_accumulate_grad_hook(self._hook(place, number))
+                parameter.moved_by = self  # which so lives as long as they do
                 number += 1
 
     def step(self, closure=None) -> None:
@@ -84,10 +90,15 @@ class BackwardAdamW(AdamW):
             for name in ("exp_avg", "exp_avg_sq"):
                 values[name] = values[name].to(self.moments)
 
-    def _hook(self, group: dict, number: int) -> Callable[[Tensor], None]:
+    def _hook(self, place: int, number: int) -> Callable[[Tensor], None]:
+        # Python can not free a circle that leads through a tensor's hooks: a weak reference. Groups
+        # are looked up, for `load_state_dict` makes new ones.
+        find = weakref.ref(self)
+
         def hook(parameter: Tensor) -> None:
+            optimizer = find()
             with torch.no_grad():
-                self._move(parameter, group, number)
+                optimizer._move(parameter, optimizer.param_groups[place], number)
             parameter.grad = None  # freed here: this is the point of it all
 
         return hook
@@ -109,13 +120,15 @@ class BackwardAdamW(AdamW):
         self.squares.append(square)
         if self.clip_norm and self.last_norm is not None:
             grad = grad * (self.clip_norm / self.last_norm.clamp(min=self.clip_norm))
-        m = _local(state["exp_avg"]).float().lerp(grad, 1 - beta1)
-        v = _local(state["exp_avg_sq"]).float().mul(beta2).addcmul(grad, grad, value=1 - beta2)
+        m, v = (_float_copy(_local(state[name])) for name in ("exp_avg", "exp_avg_sq"))
+        m.lerp_(grad, 1 - beta1)
+        v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         if group["clip_variance"]:
             v.clamp_(max=group["clip_variance"])
-        root = v.sqrt() / (1 - beta2**age) ** 0.5 + group["eps"]
-        new = weight.float() * (1 - group["lr"] * group["weight_decay"])
+        root = v.sqrt().div_((1 - beta2**age) ** 0.5).add_(group["eps"])
+        new = _float_copy(weight).mul_(1 - group["lr"] * group["weight_decay"])
         new.addcdiv_(m, root, value=-group["lr"] / (1 - beta1**age))
+        del grad, root
         stored = self._store(new, weight.dtype, age, number)
         for home, value in ((_local(state["exp_avg"]), m), (_local(state["exp_avg_sq"]), v)):
             home.copy_(torch.where(square.isfinite(), value.to(home.dtype), home))
@@ -144,15 +157,17 @@ class HostAverage(Average):
     """
 
     def __init__(self, model: nn.Module, decay: float, every: int = 1):
-        super().__init__(model, decay, every)
-        self.live = [_local(p) for p in self.live]
-        self.values = [_local(v).float().cpu() for v in self.values]
+        self.decay, self.every = decay, every
+        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.names, self.live = list(trainable), [_local(p.detach()) for p in trainable.values()]
+        self.values = [p.to("cpu", torch.float32, copy=True) for p in self.live]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the parameters as they are after update `step`."""
-        if (step + 1) % self.every:
-            return
-        live, self.live = self.live, [p.float().cpu() for p in self.live]
-        super().update(step)
-        self.live = live
+        """Take in the parameters as they are after update `step`, one after another."""
+        live, values = self.live, self.values
+        for parameter, value in zip(live, values, strict=True):
+            if (step + 1) % self.every == 0:  # else nothing need be copied
+                self.live, self.values = [parameter.float().cpu()], [value]
+                super().update(step)
+        self.live, self.values = live, values
