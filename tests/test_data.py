@@ -324,6 +324,20 @@ def test_a_token_too_large_for_the_cache_is_refused():
         token_cache.encode(MeanRed(1e7), red_pictures().images)
 
 
+def test_pictures_are_encoded_a_few_at_a_time(monkeypatch):
+    images, sizes = red_pictures().images, []
+
+    class Counting(MeanRed):
+        def tokens(self, images):
+            sizes.append(len(images))
+            return super().tokens(images)
+
+    want = token_cache.encode(Counting(), images)
+    monkeypatch.setattr(token_cache, "PIXELS", 3 * 8 * 8)
+    assert torch.equal(token_cache.encode(Counting(), images), want)
+    assert sizes == [20, 3, 3, 3, 3, 3, 3, 2]
+
+
 def test_reading_stops_with_its_iterator(tmp_path):
     write_folder(tmp_path, good_pairs(20))
     config = folder_config(tmp_path)

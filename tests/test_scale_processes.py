@@ -343,6 +343,20 @@ def test_the_loop_trains_the_prior_and_draws_samples(folder):
     assert (folder / "dalle" / "samples" / "step-00000002.png").is_file()
 
 
+def test_two_processes_evaluate_in_parts_what_one_evaluates_whole(folder, tmp_path):
+    """Each measures its rows of the test batch; bfloat16 slices need autocast here as well."""
+    shutil.copytree(folder, tmp_path / "alone")
+    command = ("-m", "minidalle", "dalle", *SIZES, "train_dalle.eval_every=1")
+    call(sys.executable, *command, "--folder", tmp_path / "alone")
+    wanted = [row["test_loss"] for row in log(tmp_path / "alone" / "dalle") if "test_loss" in row]
+    torchrun = ("torchrun", "--standalone", "--nproc-per-node", 2, *command)
+    for precision, tolerance in (("float32", 1e-5), ("bfloat16", 1e-3)):
+        changes = ("train_dalle.accumulate=2", f"train_dalle.precision={precision}")
+        call(*torchrun, *changes, "--folder", folder, "--fresh")
+        found = [row["test_loss"] for row in log(folder / "dalle") if "test_loss" in row]
+        assert len(found) == 2 and found[-2:] == pytest.approx(wanted, rel=tolerance)
+
+
 @pytest.fixture
 def slurm(folder):
     """The environment of a job on two machines, of a cluster that does not exist."""

@@ -1,10 +1,11 @@
-"""Models whose blocks torch.compile fused, against the same models without."""
+"""Compiled blocks against plain ones, and evaluation in parts against the whole."""
 
 import pytest
 import torch
 
 from minidalle.config import get_config
-from minidalle.stages import build
+from minidalle.stages import CALLBACKS, _test_images, build
+from minidalle.tokenizer import PAD
 
 TINY = (
     "dalle.n_layers=4", "dalle.n_heads=2", "dvae.n_hid=4", "dvae.n_init=4",
@@ -20,12 +21,12 @@ def loss_and_gradients(config, stage: str, batch: dict) -> dict[str, torch.Tenso
     return {"loss": loss.detach(), **metrics, **gradients}
 
 
-def batch_for(c) -> dict:
+def batch_for(c, n: int = 2) -> dict:
     g = torch.Generator().manual_seed(0)
     return {
-        "images": torch.rand(2, 3, 32, 32, generator=g),
-        "text": torch.randint(1, 200, (2, c.dalle.text_len - 1), generator=g),
-        "tokens": torch.randint(0, c.dalle.image_vocab, (2, c.dalle.grid**2), generator=g),
+        "images": torch.rand(n, 3, 32, 32, generator=g),
+        "text": torch.randint(1, 200, (n, c.dalle.text_len - 1), generator=g),
+        "tokens": torch.randint(0, c.dalle.image_vocab, (n, c.dalle.grid**2), generator=g),
     }
 
 
@@ -57,6 +58,31 @@ def test_compiled_blocks_train_as_plain_ones(stage, attention, graphs, monkeypat
     assert plain.keys() == fused.keys() and len(plain) > 20
     for name, value in plain.items():
         torch.testing.assert_close(fused[name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_a_test_batch_in_parts_gives_the_loss_of_the_whole():
+    class Pictures(list):
+        def caption(self, i: int) -> str:
+            return self[i]
+
+    found = []
+    for n in (1, 2, 4):
+        c = get_config("toy", [*TINY, f"train_dalle.accumulate={n}"])
+        batch = batch_for(c, 4)
+        batch["text"][1, 3:] = PAD  # captions differ in length
+        evaluate, _ = CALLBACKS["dalle"](c, Pictures(["red"]), batch, tokenizer=None, dvae=None)
+        found.append(evaluate(build(c, "dalle").eval(), 0))
+    for other in found[1:]:
+        assert list(other) == ["loss", "text_nats", "image_nats"]  # the first decides on the best
+        assert {k: v.item() for k, v in other.items()} == pytest.approx(
+            {k: v.item() for k, v in found[0].items()}, rel=1e-5
+        )
+
+
+def test_the_dvaes_test_pictures_fit_whatever_their_size():
+    for side, n in ((32, 256), (64, 256), (128, 64), (256, 16)):
+        images = [(torch.zeros(3, side, side, dtype=torch.uint8),)] * 300
+        assert _test_images(images).shape == (n, 3, side, side)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -165,9 +165,10 @@ class HostAverage(Average):
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the parameters as they are after update `step`, one after another."""
+        if (step + 1) % self.every:
+            return  # nothing need be copied
         live, values = self.live, self.values
         for parameter, value in zip(live, values, strict=True):
-            if (step + 1) % self.every == 0:  # else nothing need be copied
-                self.live, self.values = [parameter.float().cpu()], [value]
-                super().update(step)
+            self.live, self.values = [parameter.float().cpu()], [value]
+            super().update(step)
         self.live, self.values = live, values
