@@ -149,6 +149,8 @@ def _set_up(args: argparse.Namespace) -> None:
         on_gpu = "WORLD_SIZE" in os.environ and torch.cuda.is_available()
         args.device = "cuda" if on_gpu else "cpu"
     try:
+        if args.device == "cuda" and "LOCAL_RANK" in os.environ:  # else all would use the first
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.empty(1, device=args.device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minidalle.__main__ import EXAMPLES, build_parser, main
+from minidalle.__main__ import EXAMPLES, _set_up, build_parser, main
 
 TINY = [
     "data.n_train=96", "data.n_test=32", "dvae.n_hid=16", "dalle.n_layers=2", "dalle.n_heads=2",
@@ -164,6 +164,17 @@ def test_importing_the_package_does_nothing_heavy():
 def test_no_command_pays_for_torch_compile_unasked():
     code = "import sys, minidalle.demo; assert 'torch._dynamo' not in sys.modules"  # half a second
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+
+
+def test_torchrun_trains_on_the_gpus_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    chosen = []
+    monkeypatch.setattr(torch, "empty", lambda *size, device: chosen.append(device))
+    for world, options in ((None, []), ("8", []), ("8", ["--device", "cpu"])):
+        if world:
+            monkeypatch.setenv("WORLD_SIZE", world)
+        _set_up(build_parser().parse_args(["dalle", *options]))
+    assert chosen == ["cpu", "cuda", "cpu"]
 
 
 def test_threads_option_sets_torchs_threads(run, tmp_path):
