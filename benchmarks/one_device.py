@@ -107,7 +107,7 @@ class Training:
     """A sharded model on a mesh of one, with the parts that minidalle.scale.launch puts together.
 
     own_draws: the weights that launch would draw, the same on every machine. fused: with each
-    block compiled.
+    block, and the optimiser's arithmetic, compiled.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Training:
             fuse(self.model)
         sharding.shard(self.model, sharding.make_mesh(device)["shard"], "bfloat16")
         (sharding.fill if own_draws else draw_weights)(self.model, device)
-        self.config, self.device = config.train_dalle, device
+        self.config, self.device = replace(config.train_dalle, compile=fused), device
         self.team = launch.Team(self.model, self.config)
         make = memory.backward_adamw if in_backward else make_optimizer
         self.optimizer, self.step = make(self.model, self.config), 0

@@ -299,6 +299,28 @@ def test_sixteen_bit_moments_and_weights_train_as_well():
     assert losses["bfloat16"][-1] == pytest.approx(wanted[-1], rel=1e-2)
 
 
+def test_the_compiled_update_is_the_update_and_is_compiled_for_few_shapes_only(monkeypatch):
+    compiled, own = [], torch.compile
+
+    def count(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", lambda f, **o: own(f, **o, backend=count))
+    memory._compiled_adamw.cache_clear()
+    found = {}
+    for compile in (False, True):
+        config, model = config_of(compile=compile), DALLE(TINY)
+        optimizer = memory.backward_adamw(model, config)
+        train(model, optimizer, 3)
+        few = len(compiled)
+        found[compile] = train(model, optimizer, 4)
+    assert found[True] == pytest.approx(found[False], rel=1e-5)
+    assert 0 < few == len(compiled) <= 5  # vectors, matrices, square ones; none anew
+    memory._compiled_adamw.cache_clear()
+
+
 def test_stochastic_rounding_is_right_on_average_and_keeps_what_fits():
     x = torch.tensor([1.0, 1.001, -3.0003, 1e-8, math.inf, -math.inf])
     g = torch.Generator().manual_seed(0)

@@ -20,7 +20,7 @@ from ..transformer import layer_kinds
 KEPT = {"bfloat16": 36, "float32": 64}
 PASSING = {"bfloat16": 16, "float32": 32}  # gradients on their way through the MLP
 PER_LOGIT = {"bfloat16": 10, "float32": 12}  # logits, their float32 log-softmax, its gradient
-AT_WORK = 20  # per number of the parameter that an update in the backward pass is moving
+AT_WORK = 16  # per number of the parameter that an update in the backward pass is moving
 
 
 def parameters(c: DALLEConfig) -> dict[str, int]:

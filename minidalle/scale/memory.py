@@ -12,6 +12,7 @@ second moment); Lv et al. 2023, arXiv:2306.09782 (updates in the backward pass).
 
 import weakref
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..config import TrainConfig
+from ..flex import allow_kernels
 from ..optim import AdamW, Average, parameter_groups
 
 
@@ -35,8 +37,40 @@ def _local(t: Tensor) -> Tensor:
     return t.to_local() if isinstance(t, DTensor) else t
 
 
-def _float_copy(t: Tensor) -> Tensor:
-    return t.to(torch.float32, copy=True)
+def _adamw(
+    grad: Tensor,
+    weight: Tensor,
+    moments: tuple[Tensor, Tensor],
+    numbers: tuple[Tensor, ...],
+    clip: Tensor,
+    finite: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    clip_variance: float,
+) -> Tensor:
+    """Move the moments of one parameter in place, if finite (), and return its new weight.
+
+    clip () scales the gradient. numbers (): rate, share of the weight that stays, correction of
+    the second moment. All arithmetic, and the result, are float32.
+    """
+    grad = grad.float() * clip
+    m, v = (moment.to(torch.float32, copy=True) for moment in moments)
+    (rate, stays, correction), (beta1, beta2) = numbers, betas
+    m.lerp_(grad, 1 - beta1)
+    v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    if clip_variance:
+        v.clamp_(max=clip_variance)
+    for home, value in zip(moments, (m, v), strict=True):
+        home.copy_(torch.where(finite, value.to(home.dtype), home))
+    m.mul_(rate).div_(v.sqrt_().div_(correction).add_(eps))
+    return weight.to(torch.float32, copy=True).mul_(stays).sub_(m)
+
+
+@lru_cache(maxsize=1)
+def _compiled_adamw() -> Callable[..., Tensor]:
+    """One pass over a parameter's numbers, where `_adamw` makes some fifteen."""
+    allow_kernels()
+    return torch.compile(_adamw, dynamic=True)
 
 
 class BackwardAdamW(AdamW):
@@ -59,6 +93,7 @@ class BackwardAdamW(AdamW):
             groups, config.lr, config.betas, config.eps, clip_variance=config.clip_variance
         )
         self.clip_norm, self.moments, self.seed = config.clip_norm, moments, seed
+        self.arithmetic = _compiled_adamw() if config.compile else _adamw
         self.squares: list[Tensor] = []  # of this update's gradients, one sum per parameter
         self.last_norm: Tensor | None = None
         number = 0
@@ -113,26 +148,22 @@ class BackwardAdamW(AdamW):
         return state["step"]
 
     def _move(self, parameter: Tensor, group: dict, number: int) -> None:
-        age = self._grow(parameter)
-        state, (beta1, beta2) = self.state[parameter], group["betas"]
-        grad, weight = _local(parameter.grad).float(), _local(parameter)
-        square = grad.square().sum()
+        age, grad = self._grow(parameter), _local(parameter.grad)
+        weight = _local(parameter).detach()  # torch.compile takes a parameter's shape for constant
+        square = torch.linalg.vector_norm(grad.float()).square()
         self.squares.append(square)
+        clip, finite = torch.ones_like(square), square.isfinite()
         if self.clip_norm and self.last_norm is not None:
-            grad = grad * (self.clip_norm / self.last_norm.clamp(min=self.clip_norm))
-        m, v = (_float_copy(_local(state[name])) for name in ("exp_avg", "exp_avg_sq"))
-        m.lerp_(grad, 1 - beta1)
-        v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        if group["clip_variance"]:
-            v.clamp_(max=group["clip_variance"])
-        root = v.sqrt().div_((1 - beta2**age) ** 0.5).add_(group["eps"])
-        new = _float_copy(weight).mul_(1 - group["lr"] * group["weight_decay"])
-        new.addcdiv_(m, root, value=-group["lr"] / (1 - beta1**age))
-        del grad, root
+            clip = self.clip_norm / self.last_norm.clamp(min=self.clip_norm)
+        beta1, beta2 = group["betas"]
+        stays = 1 - group["lr"] * group["weight_decay"]
+        numbers = group["lr"] / (1 - beta1**age), stays, (1 - beta2**age) ** 0.5
+        numbers = torch.tensor(numbers).unbind()  # to torch.compile, numbers would be constants
+        moments = tuple(_local(self.state[parameter][name]) for name in ("exp_avg", "exp_avg_sq"))
+        fixed = group["betas"], group["eps"], group["clip_variance"]
+        new = self.arithmetic(grad, weight, moments, numbers, clip, finite, *fixed)
         stored = self._store(new, weight.dtype, age, number)
-        for home, value in ((_local(state["exp_avg"]), m), (_local(state["exp_avg_sq"]), v)):
-            home.copy_(torch.where(square.isfinite(), value.to(home.dtype), home))
-        weight.copy_(torch.where(square.isfinite(), stored, weight))
+        weight.copy_(torch.where(finite, stored, weight))
 
     def _store(self, new: Tensor, dtype: torch.dtype, age: int, number: int) -> Tensor:
         if dtype != torch.bfloat16:
