@@ -323,7 +323,7 @@ def resumed(out: Path, steps: str, compress: str = "0") -> dict:
 
 def slow_run(out: Path) -> dict:
     """A run that saves after every update and says so, to be killed."""
-    config = tiny(steps=12, lr_steps=12, save_every=1)
+    config = tiny(steps=24, lr_steps=24, save_every=1)
     model = build(sharding.make_mesh("cpu")["shard"])
     folder = out / "run"
     checkpoints = ShardedCheckpoints(folder / "checkpoints", 2, config)

@@ -251,7 +251,7 @@ def test_killing_one_of_four_ranks_costs_only_the_updates_since_the_last_save(tm
     for _ in range(2):
         process = start(4, "slow_run", tmp_path)
         seen = wait_for_saves(tmp_path / "run" / "checkpoints", seen + dice.randint(1, 3), process)
-        time.sleep(dice.uniform(0, 0.3))
+        time.sleep(dice.uniform(0, 0.2))
         kill_one_worker(process, dice)
         process.communicate(timeout=120)
     assert process.returncode != 0
