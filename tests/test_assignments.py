@@ -222,7 +222,6 @@ def test_a_mutant_that_is_right_is_found(monkeypatch):
 
 @pytest.mark.slow
 def test_the_commands_of_the_guide_lead_to_grades_and_feedback(tmp_path):
-    pytest.importorskip("nbgrader")
     guide = (ROOT / "assignments" / "README.md").read_text(encoding="utf-8")
     section = guide.split("## From an empty folder to grades.csv")[1]
     commands = re.search("```bash\n(.*?)```", section, re.S).group(1)

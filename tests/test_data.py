@@ -247,7 +247,6 @@ def test_a_picture_that_breaks_has_the_caption_and_tokens_of_the_next(tmp_path):
 
 
 def test_pictures_from_urls_are_batched_with_a_warning(tmp_path):
-    pytest.importorskip("webdataset")
     write_shards(tmp_path)
     config = folder_config(f"pipe:cat {tmp_path}/{{0..3}}.tar")
     stream, test = data.load(config, "train"), data.load(config, "test")

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -109,7 +110,6 @@ def test_frechet_distance_equals_the_matrix_square_root():
 
 
 def test_moments_are_numpy_s():
-    np = pytest.importorskip("numpy")
     x = torch.rand(9, 4, generator=torch.Generator().manual_seed(0))
     mean, covariance = metrics.moments(x)
     assert np.allclose(mean, np.mean(x.double().numpy(), 0))

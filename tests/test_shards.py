@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import webdataset as wds
 from own_pictures import BROKEN, bomb, good_pairs, png, write_tar
 
 from minidalle import shards as shards_module
@@ -47,7 +48,6 @@ def test_all_pairs_are_there_once_and_split(tmp_path):
 
 
 def test_pairs_equal_those_of_the_webdataset_library(tmp_path):
-    wds = pytest.importorskip("webdataset")
     root = write_shards(tmp_path)
     theirs = {}
     for sample in wds.WebDataset([str(p) for p in sorted(root.glob("*.tar"))], shardshuffle=False):
@@ -181,6 +181,18 @@ def test_the_fingerprint_follows_files_and_filters(tmp_path):
     write_tar(root / "00001.tar", good_pairs(9))
     prints.add(load_shards(root, "train", DATA).fingerprint())
     assert len(prints) == 4
+
+
+def test_the_index_of_250_million_pairs_takes_what_the_guide_says(tmp_path):
+    sizes = []
+    for n in (10, 30):
+        read_index(write_tar(tmp_path / f"{n}.tar", good_pairs(n)))
+        sizes.append((tmp_path / f"{n}.tar.idx.npy").stat().st_size)
+    each = (sizes[1] - sizes[0]) / 20
+    assert each == 34
+    shard = 10_000 * each + sizes[0] - 10 * each
+    assert shard == pytest.approx(340_000, rel=0.005)
+    assert 25_000 * shard / 2**30 == pytest.approx(7.9, abs=0.05)  # docs/launch/README.md
 
 
 def test_the_index_holds_true_offsets(tmp_path):

@@ -13,7 +13,6 @@ from own_pictures import BROKEN, good_pairs, write_tar
 from minidalle.config import DataConfig
 from minidalle.streams import Stream, is_url, load_stream
 
-pytest.importorskip("webdataset")
 DATA = DataConfig("folder", image_size=16, n_test=5)
 
 

@@ -11,8 +11,10 @@ import urllib.request
 import zlib
 from io import BytesIO
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from minidalle.pages import encode_png
 from minidalle.vote import COLUMNS, QUESTIONS, describe, draw_vote, read_votes, write_vote
@@ -32,8 +34,6 @@ def items_of(page) -> list[dict]:
 
 
 def test_png_is_read_back_by_pillow():
-    Image = pytest.importorskip("PIL.Image")
-    np = pytest.importorskip("numpy")
     image = torch.randint(256, (3, 5, 7), dtype=torch.uint8)
     read = np.asarray(Image.open(BytesIO(encode_png(image))))
     assert torch.equal(torch.from_numpy(read.copy()), image.permute(1, 2, 0))
