@@ -111,7 +111,7 @@ def sharded(out: Path) -> dict:
     mesh = sharding.make_mesh("cpu")["shard"]
     found = {"plain": train(build(mesh), out / "plain")}
     found["fused"] = train(build(mesh, fuse=True), out / "fused")
-    launched = launch._sharded_dalle(tiny(), sharding.make_mesh("cpu"), 0, False)
+    launched = launch._sharded_dalle(tiny(), sharding.make_mesh("cpu"), 0)
     found["mesh"] = [str(p) for p in next(launched.parameters()).placements]
 
     config = tiny(accumulate=2)

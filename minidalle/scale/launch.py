@@ -158,16 +158,14 @@ def _check_batch(batch_size: int, accumulate: int) -> None:
         )
 
 
-def _sharded_dalle(config: Config, mesh: DeviceMesh, rank: int, float16: bool) -> DALLE:
+def _sharded_dalle(config: Config, mesh: DeviceMesh, rank: int) -> DALLE:
     """DALLE sharded over all processes, built on the meta device, with its first weights."""
     with torch.device("meta"):
-        model = DALLE(config.dalle, seed=config.seed)
-    if config.train_dalle.compile:
-        stages.fuse(model)
-    kind = "float32" if float16 else config.train_dalle.precision
+        model = stages.build(config, "dalle")
     # Between nodes FSDP2 keeps every block's gradient until the backward pass ends: not for one.
     one_node = mesh["replicate"].size() == 1
-    sharding.shard(model, mesh["shard"] if rank or one_node else mesh, kind)
+    mesh = mesh["shard"] if rank or one_node else mesh
+    sharding.shard(model, mesh, config.train_dalle.precision)
     sharding.fill(model, mesh.device_type, config.seed)
     return model
 
@@ -203,18 +201,20 @@ def train_stage(
     """
     training = getattr(config, f"train_{stage}")
     _check_options(stage, compress, update_in_backward, float16, training.compile)
+    if float16:
+        training = replace(training, precision="float32")  # beside the blocks
+        config = replace(config, train_dalle=training)
     here = sharding.start(device)
     _check_batch(training.batch_size, training.accumulate)
     mesh = sharding.make_mesh(here.type, nodes or count_nodes())
     rank = powersgd.paper_rank(config.dalle.width) if compress < 0 else compress
     if stage == "dalle":
-        model = _sharded_dalle(config, mesh, rank, float16)
+        model = _sharded_dalle(config, mesh, rank)
     else:
         model = _copied(config, stage, here)
     team = Team(model, training)
     options, local = {"clip": team.clip}, {}
     if float16:
-        config = replace(config, train_dalle=replace(training, precision="float32"))
         local["scales"] = team.scales = precision.ResblockScales(model)
         options["max_bad"] = MAX_BAD_HALF
     if rank:
