@@ -208,7 +208,8 @@ def run_model(args: argparse.Namespace) -> None:
     needs_scale = args.update_in_backward or args.float16 or args.compress
     if needs_scale and "WORLD_SIZE" not in os.environ:
         raise ValueError("the options under 'under torchrun only' need torchrun; see docs/launch")
-    if needs_scale or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    resized = "WORLD_SIZE" in os.environ and any(run.glob(f"{stage}/checkpoints/step-*/"))
+    if needs_scale or resized or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return _run_sharded(args, config, run)
     began = time.monotonic()
     if not args.fresh and stages.finished(run, stage, config):

@@ -131,6 +131,8 @@ class Checkpoints:
     plain values with "step" (updates done), "config" (nested), "best" ({"step", "value"} or None).
     """
 
+    directories = False  # of one process: files
+
     def __init__(self, folder: str | Path, keep: int = 2):
         self.folder, self.keep = Path(folder), max(keep, 1)
 
@@ -165,8 +167,9 @@ class Checkpoints:
 
         Returns its meta, or None where there is no checkpoint at all.
         Raises CheckpointError where all are damaged, ValueError where `config` is not the one
-        the run was started with, naming the fields.
+        the run was started with, naming the fields, or where several processes saved it.
         """
+        self.refuse_others()
         for aside in self.folder.glob("*.tmp"):  # a process was killed while saving
             aside.unlink()
         problems = []
@@ -188,9 +191,19 @@ class Checkpoints:
             raise CheckpointError("; ".join(problems) + ". Delete them to start afresh")
         return None
 
+    def refuse_others(self) -> None:
+        """Raise ValueError where the folder holds checkpoints of a run of the other kind."""
+        for path in self.folder.glob("step-*"):
+            if path.is_dir() != self.directories:
+                how = "without" if self.directories else "with"
+                raise ValueError(
+                    f"{path} is of a run {how} torchrun: go on {how} it (one process will do), or "
+                    f"start again with --fresh"
+                )
+
     def set_aside(self) -> None:
         """Rename the folder, if it holds checkpoints, so that a run can start afresh."""
-        if self.paths():
+        if any(self.folder.glob("step-*")):
             number = 1
             while (other := self.folder.with_name(f"{self.folder.name}-old-{number}")).exists():
                 number += 1

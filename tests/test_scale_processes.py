@@ -357,6 +357,23 @@ def test_two_processes_evaluate_in_parts_what_one_evaluates_whole(folder, tmp_pa
         assert len(found) == 2 and found[-2:] == pytest.approx(wanted, rel=tolerance)
 
 
+def test_a_run_goes_on_with_one_process_of_torchrun_and_never_starts_over_unasked(folder):
+    plain = (sys.executable, "-m", "minidalle", "dalle", "--folder", folder, *SIZES)
+    torchrun = ("torchrun", "--standalone", "--nproc-per-node")
+    command = ("-m", *plain[2:])
+    call(*torchrun, 2, *command)
+    call(*torchrun, 1, *command, "train_dalle.steps=3", "train_dalle.lr_steps=2")
+    assert [row["step"] for row in log(folder / "dalle") if "loss" in row] == [1, 2, 3]
+    for first in (plain, (*torchrun, 2, *command)):  # a plain run, then one of torchrun
+        (folder / "dalle" / "model.safetensors").unlink()  # as if it were still to be finished
+        process = begin(*first)
+        text, _ = process.communicate(timeout=300)
+        how = "with torchrun" if first is plain else "without torchrun"
+        assert process.returncode and f"is of a run {how}" in text
+        call(*first, "--fresh")  # leaves checkpoints of its own kind for the next
+        assert [row["step"] for row in log(folder / "dalle") if "loss" in row] == [1, 2]
+
+
 @pytest.fixture
 def slurm(folder):
     """The environment of a job on two machines, of a cluster that does not exist."""

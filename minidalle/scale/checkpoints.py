@@ -39,6 +39,8 @@ class ShardedCheckpoints(Checkpoints):
     PowerSGD's error buffers; restored when the number of processes is the same, else started anew.
     """
 
+    directories = True
+
     def __init__(
         self, folder: str | Path, keep: int, config: Config, local: dict[str, object] | None = None
     ):
@@ -86,6 +88,7 @@ class ShardedCheckpoints(Checkpoints):
         Returns its meta, or None where there is none. Raises ValueError where `config` is not the
         one the run was started with, CheckpointError where the checkpoint does not fit.
         """
+        self.refuse_others()
         self._lead(self._sweep)
         step = int(self.paths()[-1].name.removeprefix("step-")) if self.paths() else -1
         step = self._from_first(step)  # all processes must agree, also on a slow file system
