@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from minidalle.config import DataConfig
-from minidalle.order import Order
-from minidalle.pictures import decode_picture
-from minidalle.shards import load_shards
+from minidalle.data.images import decode_picture
+from minidalle.data.order import Order
+from minidalle.data.shards import load_shards
 
 
 def write_shards(root: Path, n_shards: int, each: int) -> list[Path]:

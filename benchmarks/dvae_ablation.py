@@ -23,13 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minidalle import data, metrics
+from minidalle import data
 from minidalle.config import Config, get_config, replace
 from minidalle.dvae import Conv2d, DiscreteVAE, spread_codes
-from minidalle.judge import Judge
-from minidalle.run import TrainingError
+from minidalle.evaluation import metrics
+from minidalle.evaluation.judge import Judge
 from minidalle.stages import N_SPREAD
 from minidalle.train import fit
+from minidalle.training.run import TrainingError
 
 JUDGE = Path(__file__).resolve().parent.parent / "data" / "checkpoints" / "toy" / "judge"
 N_TEST = 512  # pictures measured

@@ -20,15 +20,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from minidalle.config import Config, get_config
+from minidalle.attention.flex import allow_kernels
+from minidalle.config import Config, get_config, learning_rate
 from minidalle.dalle import DALLE
-from minidalle.flex import allow_kernels
 from minidalle.generate import sample
-from minidalle.optim import learning_rate, make_optimizer
+from minidalle.models import fuse
 from minidalle.scale import arithmetic, launch, memory, sharding
 from minidalle.scale.card import CARDS, GIB
-from minidalle.stages import fuse
 from minidalle.tokenizer import PAD
+from minidalle.training.optim import make_optimizer
 
 BATCH = {"small": 128, "base": 32, "12b": 16}  # pairs in an update on one GPU
 AT_ONCE = 256  # pictures drawn at once

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from minidalle import data, demo, plot, stages
-from minidalle.checkpoint import load_model
+from minidalle import data, plot, stages
 from minidalle.config import PRESETS, Config, get_config, replace
+from minidalle.evaluation import demo
+from minidalle.models import read_model
 from minidalle.stages import SHIPPED, use_half_the_cores
 
 EXAMPLES = {
@@ -246,7 +247,7 @@ def _next_command(stage: str, args: argparse.Namespace) -> str:
 
 
 def _convert_openai(args: argparse.Namespace) -> None:
-    from minidalle.openai_dvae import convert  # reads pickles; nothing else needs it
+    from minidalle.published.openai_dvae import convert  # reads pickles; nothing else needs it
 
     folder = _run_folder(args) / "dvae"
     convert(*args.from_openai, folder)
@@ -290,10 +291,10 @@ def _find_run(args: argparse.Namespace) -> Path:
 
 def run_evaluate(args: argparse.Namespace) -> None:
     """Measure a run, write the page of a blind vote, or count the votes."""
-    from minidalle import report, vote
-    from minidalle.evaluation import cases_of, table, toy_cases
+    from minidalle.evaluation import report, vote
+    from minidalle.evaluation.judge import Judge
+    from minidalle.evaluation.measure import cases_of, table, toy_cases
     from minidalle.generate import Pipeline
-    from minidalle.judge import Judge
 
     if args.count:
         return print(vote.describe(vote.read_votes(args.count[0], args.count[1:])))
@@ -304,7 +305,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         return print(f"Wrote {path}: open it, vote, export the CSV, then evaluate --count.")
     run = _find_run(args)
     pipeline = Pipeline.load(run, device=args.device)
-    _, config = load_model(run / "dalle")
+    _, config = read_model(run / "dalle")
     if args.data:
         own = replace(config.data, name="folder", folder=args.data)
         config = replace(config, data=own)

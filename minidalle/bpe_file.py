@@ -7,9 +7,10 @@ Radford et al. 2019, `bytes_to_unicode` (the visible alphabet).
 """
 
 import json
-import os
 import re
 from pathlib import Path
+
+from minidalle.files import write_text
 
 SPLIT = "[a-z]+|[^a-z]"  # a word, or one single other character
 _BYTE_LEVEL = {
@@ -64,13 +65,7 @@ def write_bpe(path: str | Path, vocab: list[bytes], merges: list[tuple[bytes, by
         "decoder": _BYTE_LEVEL,
         "model": model,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=1))
 
 
 def read_bpe(path: str | Path) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:

@@ -115,7 +115,7 @@ def _layer(block: Block, cache: LayerCache, home: Tensor, hidden: Tensor, x: Ten
 
 @lru_cache(maxsize=1)
 def _compiled_layer() -> Callable[..., Tensor]:
-    from minidalle.flex import allow_kernels  # imports half of torch.compile
+    from minidalle.attention.flex import allow_kernels  # imports half of torch.compile
 
     # The last option lets a product with a single query become one fused sum: on a GPU such a
     # matrix product wastes most of the memory's speed.

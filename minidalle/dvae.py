@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minidalle.config import DVAEConfig
-from minidalle.optim import half_cosine
+from minidalle.config import DVAEConfig, half_cosine
 
 PIXEL_MARGIN = 0.1  # epsilon of appendix A.3
 CHANNELS = 3

@@ -14,11 +14,11 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from minidalle.cache import Decoder, TextDecoder
-from minidalle.checkpoint import load_model
 from minidalle.clip import CLIP, pack_text
 from minidalle.dalle import DALLE
 from minidalle.dvae import DiscreteVAE
 from minidalle.logits import draw, guide, restrict
+from minidalle.models import load_model
 from minidalle.tokenizer import PAD, BPETokenizer
 
 
@@ -200,13 +200,10 @@ class Pipeline:
         folder = Path(folder)
         tokenizer = BPETokenizer.load(_find(folder, "tokenizer", "tokenizer.json"))
         models = {}
-        for stage, kind in (("dvae", DiscreteVAE), ("dalle", DALLE), ("clip", CLIP)):
+        for stage in ("dvae", "dalle", "clip"):
             if stage == "clip" and not (folder / stage / "model.safetensors").exists():
                 continue
-            weights, config = load_model(_find(folder, stage, "model.safetensors").parent)
-            model = kind(getattr(config, stage))
-            model.load_state_dict(weights)
-            models[stage] = model.to(device).eval()
+            models[stage] = load_model(_find(folder, stage, "model.safetensors").parent, device)
         models["dalle"].to(dtype)
         return cls(tokenizer, **models)
 

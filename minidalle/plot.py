@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from minidalle.checkpoint import write_atomically
+from minidalle.files import write_atomically
 
 DPI = 80
 # Okabe and Ito's colours: told apart by colour-blind readers too (jfly.uni-koeln.de/color).

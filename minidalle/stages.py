@@ -16,18 +16,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minidalle import data, plot
-from minidalle.attention import masks_are_constants
-from minidalle.checkpoint import config_from_json, config_to_json, load_model, write_atomically
-from minidalle.clip import CLIP, ResidualAttentionBlock
-from minidalle.config import PRESETS, Config
+from minidalle.clip import CLIP
+from minidalle.config import PRESETS, Config, from_json, to_json
 from minidalle.dalle import DALLE
-from minidalle.dvae import DiscreteVAE, Encoder, spread_codes
+from minidalle.dvae import DiscreteVAE, spread_codes
+from minidalle.files import write_text
 from minidalle.generate import sample
+from minidalle.models import build, load_model
 from minidalle.tokenizer import BPETokenizer
 from minidalle.train import SECTIONS, fit, split_batch
-from minidalle.transformer import Block
 
-MODELS = {"dvae": DiscreteVAE, "dalle": DALLE, "clip": CLIP}
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 N_TEST = 256  # pictures in a test batch of the dVAE
 TEST_PIXELS = 2**20  # in such a batch at most; 365 MiB for each 256 x 256 at the paper's size
@@ -61,7 +59,7 @@ def finished(run: Path, stage: str, config: Config) -> bool:
     folder = Path(run) / stage
     if not (folder / product(stage)).is_file() or not (folder / "config.json").is_file():
         return False
-    old = config_from_json((folder / "config.json").read_text(encoding="utf-8"))
+    old = from_json((folder / "config.json").read_text(encoding="utf-8"))
     sections = ("data", "tokenizer") if stage == "tokenizer" else SECTIONS[f"train_{stage}"]
     sections += ("seed",) if stage == "tokenizer" else (f"train_{stage}", "seed")
     changed = [text for name in sections for text in _changes(name, old, config)]
@@ -95,10 +93,7 @@ def load_stage(run: Path, stage: str, device: str | torch.device = "cpu"):
         )
     if stage == "tokenizer":
         return BPETokenizer.load(folder / product(stage))
-    state, config = load_model(folder)
-    model = MODELS[stage](getattr(config, stage))
-    model.load_state_dict(state)
-    return model.to(device).eval()
+    return load_model(folder, device)
 
 
 def train_tokenizer(config: Config, run: Path) -> BPETokenizer:
@@ -107,9 +102,7 @@ def train_tokenizer(config: Config, run: Path) -> BPETokenizer:
     bar = tqdm(captions, desc="tokenizer", unit=" captions", disable=None)
     tokenizer = BPETokenizer.train(bar, config.tokenizer.vocab_size)
     folder = Path(run) / "tokenizer"
-    folder.mkdir(parents=True, exist_ok=True)
-    text = config_to_json(config)
-    write_atomically(folder / "config.json", lambda p: p.write_text(text, encoding="utf-8"))
+    write_text(folder / "config.json", to_json(config))
     tokenizer.save(folder / product("tokenizer"))
     return tokenizer
 
@@ -157,36 +150,6 @@ def train_stage(
             generator = torch.Generator().manual_seed(config.seed)
             spread_codes(model, some.float() / 255, generator)
     return fit(model, batches, getattr(config, f"train_{stage}"), run / stage, **options | scale)
-
-
-def build(config: Config, stage: str) -> nn.Module:
-    """Make the untrained model of a stage; its weights depend on config.seed alone."""
-    torch.manual_seed(config.seed)
-    if stage == "dalle":
-        model = DALLE(config.dalle, seed=config.seed)
-    else:
-        model = MODELS[stage](getattr(config, stage))
-    if stage == "dvae":
-        model = model.to(memory_format=torch.channels_last)
-    if getattr(config, f"train_{stage}").compile:
-        fuse(model)
-    return model
-
-
-def fuse(model: nn.Module) -> None:
-    """Let torch.compile fuse each block of a model into few kernels, in place; names stay.
-
-    Blocks alike share one compilation. Call it before a model is sharded.
-    """
-    from minidalle.flex import allow_kernels  # imports half of torch.compile
-
-    allow_kernels()
-    masks_are_constants()
-    for part in model.modules():
-        if isinstance(part, (Block, ResidualAttentionBlock, Encoder)):
-            part.compile(dynamic=False)
-    if isinstance(model, DiscreteVAE):  # its decoder is entered behind the first convolution
-        model.decode_vectors = torch.compile(model.decode_vectors, dynamic=False)
 
 
 def _check_dvae(config: Config, dvae: DiscreteVAE) -> None:

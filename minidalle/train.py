@@ -21,12 +21,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minidalle.checkpoint import Checkpoints
-from minidalle.config import Config, TrainConfig
-from minidalle.journal import Journal
-from minidalle.optim import Average, clip_gradients, learning_rate, make_optimizer
-from minidalle.run import Run, TrainingError
+from minidalle.config import Config, TrainConfig, learning_rate
 from minidalle.tokenizer import PAD
+from minidalle.training.checkpoints import Checkpoints
+from minidalle.training.log import Journal
+from minidalle.training.optim import Average, clip_gradients, make_optimizer
+from minidalle.training.run import Run, TrainingError
 
 # The sections of a configuration on which the result of a stage depends.
 SECTIONS = {

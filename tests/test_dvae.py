@@ -24,7 +24,7 @@ from minidalle.dvae import (
     spread_codes,
     unmap_pixels,
 )
-from minidalle.openai_dvae import convert, read_state
+from minidalle.published.openai_dvae import convert, read_state
 
 TINY = replace(get_config("toy").dvae, n_hid=16, vocab_size=32, n_init=8)
 

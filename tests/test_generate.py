@@ -12,11 +12,11 @@ from minidalle import cache as cache_module
 from minidalle import generate as generate_module
 from minidalle.attention import layer_mask
 from minidalle.cache import Decoder, Graph, LayerCache
-from minidalle.checkpoint import save_model
 from minidalle.clip import CLIP, pack_text
-from minidalle.config import DALLEConfig, get_config
+from minidalle.config import DALLEConfig, get_config, to_json
 from minidalle.dalle import DALLE
 from minidalle.dvae import DiscreteVAE
+from minidalle.files import save_model
 from minidalle.generate import Pipeline, complete_text, sample
 from minidalle.logits import draw, guide, restrict
 from minidalle.tokenizer import PAD, BPETokenizer
@@ -335,7 +335,7 @@ def run(tmp_path):
     folder = tmp_path / "toy"
     models = {"dvae": DiscreteVAE(TINY.dvae), "dalle": make(TINY.dalle), "clip": CLIP(TINY.clip)}
     for stage, model in models.items():
-        save_model(folder / stage, model.state_dict(), TINY)
+        save_model(folder / stage, model.state_dict(), to_json(TINY))
     (folder / "tokenizer").mkdir()
     BPETokenizer.train(["a red circle"], 260).save(folder / "tokenizer" / "tokenizer.json")
     return folder

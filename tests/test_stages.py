@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from minidalle.config import get_config
-from minidalle.stages import CALLBACKS, _test_images, build
+from minidalle.models import build
+from minidalle.stages import CALLBACKS, _test_images
 from minidalle.tokenizer import PAD
 
 TINY = (

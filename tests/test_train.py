@@ -9,13 +9,14 @@ import threading
 
 import pytest
 import torch
-from killable import Tiny, batches, evaluate, tiny_config
+from helpers.killable import Tiny, batches, evaluate, tiny_config
 from torch import nn
 
-from minidalle.checkpoint import Checkpoints, load_model
-from minidalle.config import get_config, replace
-from minidalle.optim import Average, clip_gradients, learning_rate, make_optimizer
+from minidalle.config import get_config, learning_rate, replace
+from minidalle.models import read_model
 from minidalle.train import Stopped, TrainingError, fit
+from minidalle.training.checkpoints import Checkpoints
+from minidalle.training.optim import Average, clip_gradients, make_optimizer
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +147,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     metrics = fit(first, batches, config.train_dvae, tmp_path, **options)
     assert fit(second, lambda start: iter(()), config.train_dvae, tmp_path, **options) == metrics
     assert _equal(first, second)
-    state, stored = load_model(tmp_path)
+    state, stored = read_model(tmp_path)
     assert stored == config
     assert all(torch.equal(state[k], v) for k, v in first.state_dict().items())
 
@@ -363,7 +364,7 @@ def test_a_signal_too_late_for_the_loop_is_not_swallowed(tmp_path):
         fit(
             Tiny(), batches, config.train_dvae, tmp_path, run_config=config, checkpoints=checkpoints
         )
-    assert load_model(tmp_path)[1] == config
+    assert read_model(tmp_path)[1] == config
 
 
 def test_fit_works_outside_the_main_thread(tmp_path):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..attention import may_see
-from ..config import DALLEConfig
-from ..transformer import layer_kinds
+from minidalle.attention import may_see
+from minidalle.config import DALLEConfig
+from minidalle.transformer import layer_kinds
 
 # Bytes that autograd keeps of one block per state and unit of width, with a fused attention kernel:
 # 4 + 4 the two branches' inputs (float32 identity path), 2 + 2 normed, 6 queries, keys and values,

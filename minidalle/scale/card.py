@@ -6,9 +6,9 @@ Source: Ramesh et al. 2021, arXiv:2102.12092; the cards' data sheets.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..config import PRESETS, Config
-from . import footprint
-from .arithmetic import SCHEMES, sampling_bytes, training_bytes
+from minidalle.config import PRESETS, Config
+from minidalle.scale import footprint
+from minidalle.scale.arithmetic import SCHEMES, sampling_bytes, training_bytes
 
 GIB = 2**30
 RESERVE = 0.04  # of a card's memory: the driver's, and what the allocator can not use

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import attention, stages
-from ..config import CLIPConfig, Config, DALLEConfig, DVAEConfig, get_config
-from ..dalle import DALLE
-from . import sharding
+from minidalle import attention, models
+from minidalle.config import CLIPConfig, Config, DALLEConfig, DVAEConfig, get_config
+from minidalle.dalle import DALLE
+from minidalle.scale import sharding
 
 LAYERS = 3  # enough for the prefetch of a block before and one after
 
@@ -92,7 +92,7 @@ def _activations(config: Config, stage: str) -> dict[str, int]:
 
     c = getattr(config, stage)
     with FakeTensorMode():
-        model = stages.MODELS[stage](c)
+        model = models.CLASSES[type(c)](c)
         two, three = (_saved(model, _forward(model, c, n)) for n in (2, 3))
         count = sum(p.numel() for p in model.parameters())
     return {"parameters": count, "example": three - two}

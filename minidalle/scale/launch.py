@@ -18,16 +18,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from .. import stages
-from ..clip import keep_local
-from ..config import Config, TrainConfig
-from ..dalle import DALLE
-from ..optim import clip_gradients
-from ..tokenizer import PAD
-from ..train import autocast
-from . import memory, powersgd, precision, sharding
-from .checkpoints import ShardedCheckpoints
-from .sharding import finish
+from minidalle import models, stages
+from minidalle.clip import keep_local
+from minidalle.config import Config, TrainConfig
+from minidalle.dalle import DALLE
+from minidalle.scale import memory, powersgd, precision, sharding
+from minidalle.scale.checkpoints import ShardedCheckpoints
+from minidalle.scale.sharding import finish
+from minidalle.tokenizer import PAD
+from minidalle.train import autocast
+from minidalle.training.optim import clip_gradients
 
 __all__ = ["finish", "is_main", "train_stage"]
 
@@ -161,7 +161,7 @@ def _check_batch(batch_size: int, accumulate: int) -> None:
 def _sharded_dalle(config: Config, mesh: DeviceMesh, rank: int) -> DALLE:
     """DALLE sharded over all processes, built on the meta device, with its first weights."""
     with torch.device("meta"):
-        model = stages.build(config, "dalle")
+        model = models.build(config, "dalle")
     # Between nodes FSDP2 keeps every block's gradient until the backward pass ends: not for one.
     one_node = mesh["replicate"].size() == 1
     mesh = mesh["shard"] if rank or one_node else mesh
@@ -172,7 +172,7 @@ def _sharded_dalle(config: Config, mesh: DeviceMesh, rank: int) -> DALLE:
 
 def _copied(config: Config, stage: str, device: torch.device) -> nn.Module:
     """The dVAE or CLIP as every process has it: drawn from the same seed."""
-    model = stages.build(config, stage).to(device)
+    model = models.build(config, stage).to(device)
     if stage == "clip":
         model.gather = lambda f: sharding.gather_features(f) if model.training else keep_local(f)
     return model

@@ -7,9 +7,9 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.4 and appendix E.
 
 from dataclasses import dataclass, replace
 
-from ..config import Config
-from . import footprint
-from .arithmetic import (
+from minidalle.config import Config
+from minidalle.scale import footprint
+from minidalle.scale.arithmetic import (
     SCHEMES,
     Scheme,
     forward_flops,
@@ -21,8 +21,8 @@ from .arithmetic import (
     training_bytes,
     training_flops,
 )
-from .card import CARDS, GIB, MOST, RESERVE, Card, card_table, fit_sampling, sizes
-from .powersgd import paper_rank, saving
+from minidalle.scale.card import CARDS, GIB, MOST, RESERVE, Card, card_table, fit_sampling, sizes
+from minidalle.scale.powersgd import paper_rank, saving
 
 __all__ = ["Plan", "card_table", "plan", "table"]
 

@@ -1,0 +1,107 @@
+"""Files that survive a crash and run no code: written aside, flushed, renamed; tensors checked.
+
+At any moment a name holds either the old content or the new. Tensors are safetensors, everything
+else is JSON, text or .npy.
+
+Source: https://github.com/huggingface/safetensors#format.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+class CheckpointError(ValueError):
+    """A file that is damaged, or not what it should be. The message names it."""
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file aside, flush it to the disk and rename it to `path`.
+
+    Several processes may write the same file at once: each has a file aside of its own.
+    Raises OSError, naming `path`, where the disk is full or refuses; `path` is then as it was.
+    """
+    path = Path(path)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(aside)
+        _flush(aside)
+        os.replace(aside, path)
+        _flush(path.parent)  # the rename itself
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"cannot write {path}: {error}") from error
+    finally:
+        with contextlib.suppress(OSError):  # gone already if all went well
+            aside.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file by `write_atomically`."""
+    write_atomically(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write one safetensors file. Tensors that share memory are stored once for each name."""
+    plain, seen = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    write_atomically(path, lambda aside: save_file(plain, aside, metadata))
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors file, on the CPU, and its metadata.
+
+    Raises CheckpointError, naming the file, where it is missing, damaged or something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} is a folder, not a file" if path.exists() else f"no {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file ({error})") from error
+
+
+def save_model(folder: str | Path, weights: dict[str, Tensor], config: str) -> None:
+    """Write a finished model into `folder`: model.safetensors, and config.json from a text."""
+    write_text(Path(folder) / "config.json", config)
+    save_tensors(Path(folder) / "model.safetensors", weights, {"format": "pt"})
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an .npy file by `write_atomically`. Raises OSError."""
+
+    def write(aside: Path) -> None:
+        with aside.open("wb") as file:
+            np.save(file, array)
+
+    write_atomically(path, write)
+
+
+def load_array(path: Path, dtype: np.dtype, mmap: bool = False) -> np.ndarray | None:
+    """Return the array, or None where there is none, a broken one, or one of another type."""
+    try:
+        array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return array if isinstance(array, np.ndarray) and array.dtype == dtype else None
