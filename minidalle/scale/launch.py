@@ -225,7 +225,8 @@ def train_stage(
         optimizer = memory.backward_adamw(model, training, config.seed)
         options |= {"optimizer": optimizer, "clip": optimizer.end_update}
         if mesh["shard"].size() == 1:  # on one GPU the averaged weights live in the CPU's memory
-            options["average"] = memory.HostAverage(model, training.ema_decay, training.ema_every)
+            average = memory.FloatAverage(model, training.ema_decay, training.ema_every, host=True)
+            options["average"] = average
     checkpoints = ShardedCheckpoints(
         Path(run) / stage / "checkpoints", training.keep, config, local
     )
