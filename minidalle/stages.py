@@ -17,14 +17,15 @@ from tqdm import tqdm
 
 from minidalle import data, plot
 from minidalle.clip import CLIP
-from minidalle.config import PRESETS, Config, from_json, to_json
+from minidalle.config import Config, from_json, to_json
 from minidalle.dalle import DALLE
 from minidalle.dvae import DiscreteVAE, spread_codes
 from minidalle.files import write_text
 from minidalle.generate import sample
-from minidalle.models import build, load_model
+from minidalle.models import build, load, product
 from minidalle.tokenizer import BPETokenizer
 from minidalle.train import SECTIONS, fit, split_batch
+from minidalle.training.team import Alone
 
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 N_TEST = 256  # pictures in a test batch of the dVAE
@@ -40,15 +41,6 @@ def use_half_the_cores() -> None:
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-
-
-class MissingStage(ValueError):
-    """A stage needs the product of an earlier one; the message names the command to run."""
-
-
-def product(stage: str) -> str:
-    """The file that a finished stage leaves in its folder."""
-    return "tokenizer.json" if stage == "tokenizer" else "model.safetensors"
 
 
 def finished(run: Path, stage: str, config: Config) -> bool:
@@ -79,23 +71,6 @@ def _changes(section: str, old: Config, new: Config) -> list[str]:
     return [f"{section}.{name} was {x}, is now {y}" for name, x, y in pairs if x != y]
 
 
-def load_stage(run: Path, stage: str, device: str | torch.device = "cpu"):
-    """Load the product of a finished stage: a BPETokenizer or a model in evaluation mode.
-
-    Raises MissingStage, with the command to run, where it is not there.
-    """
-    folder = Path(run) / stage
-    if not (folder / product(stage)).is_file():
-        name = Path(run).name
-        where = f"--preset {name}" if name in PRESETS else f"--run {run}"
-        raise MissingStage(
-            f"no {stage} in {run}: train it first with `python -m minidalle {stage} {where}`"
-        )
-    if stage == "tokenizer":
-        return BPETokenizer.load(folder / product(stage))
-    return load_model(folder, device)
-
-
 def train_tokenizer(config: Config, run: Path) -> BPETokenizer:
     """Learn byte-pair merges from the training captions -> run/tokenizer/tokenizer.json."""
     captions = data.captions(data.load(config, "train"))
@@ -114,42 +89,40 @@ def train_stage(
     device: str = "cpu",
     fresh: bool = False,
     tensorboard: bool = False,
-    *,
-    model: nn.Module | None = None,
-    rank: int = 0,
-    world: int = 1,
-    share: Callable = lambda *callbacks: callbacks,
-    **scale,
+    team: Alone | None = None,
 ) -> dict[str, float]:
     """Train 'dvae', 'dalle' or 'clip' into run/<stage>, going on where an earlier call stopped.
 
-    The keyword arguments are for minidalle.scale: a model that is built already, the rows
-    rank::world of each batch for this process, share(evaluate, sheet), which returns what this
-    process does for the two, and more arguments for `fit`.
+    team: the processes of the run, by default one.
     Returns the last metrics. Raises MissingStage where an earlier stage is not trained.
     """
-    run = Path(run)
+    run, team = Path(run), team or Alone()
+    # What earlier stages made.
     needs = {"dvae": (), "dalle": ("tokenizer", "dvae"), "clip": ("tokenizer",)}[stage]
-    loaded = {name: load_stage(run, name, device) for name in needs}
+    loaded = {name: load(run, name, device) for name in needs}
     if stage == "dalle":
         _check_dvae(config, loaded["dvae"])
+
+    # Batches to learn from, one to be tested on. The prior's test batch is divided like the rest.
     train_set, test_set = data.load(config, "train"), data.load(config, "test")
     options = dict(loaded, seed=config.seed, cache=run / "cache" if stage == "dalle" else None)
-    batches = data.batches(train_set, config, stage, **options, rank=rank, world=world)
-    shared = dict(rank=rank, world=world) if stage == "dalle" else {}
-    tests = data.batches(test_set, config, stage, **options, **shared)
-    evaluate, sheet = share(*CALLBACKS[stage](config, test_set, next(tests(0)), **loaded))
-    options = dict(
-        run_config=config, evaluate=evaluate, sheet=sheet, seed=config.seed, device=device,
-        resume=not fresh, tensorboard=tensorboard,
+    part = dict(rank=team.rank, world=team.world)
+    batches = data.batches(train_set, config, stage, **options, **part)
+    tests = data.batches(test_set, config, stage, **options, **(part if stage == "dalle" else {}))
+    callbacks = CALLBACKS[stage](config, test_set, next(tests(0)), team, **loaded)
+    evaluate, sheet = team.callbacks(*callbacks)
+
+    # The model, its first codes spread over the data where the configuration says so.
+    model = team.model or build(config, stage)
+    if stage == "dvae" and config.dvae.spread_codes and team.model is None:
+        some = torch.stack([train_set[i][0] for i in range(min(N_SPREAD, len(train_set)))])
+        generator = torch.Generator().manual_seed(config.seed)
+        spread_codes(model, some.float() / 255, generator)
+    return fit(
+        model, batches, getattr(config, f"train_{stage}"), run / stage, run_config=config,
+        evaluate=evaluate, sheet=sheet, seed=config.seed, device=device, resume=not fresh,
+        tensorboard=tensorboard, team=team,
     )  # fmt: skip
-    if model is None:
-        model = build(config, stage)
-        if stage == "dvae" and config.dvae.spread_codes:
-            some = torch.stack([train_set[i][0] for i in range(min(N_SPREAD, len(train_set)))])
-            generator = torch.Generator().manual_seed(config.seed)
-            spread_codes(model, some.float() / 255, generator)
-    return fit(model, batches, getattr(config, f"train_{stage}"), run / stage, **options | scale)
 
 
 def _check_dvae(config: Config, dvae: DiscreteVAE) -> None:
@@ -164,7 +137,7 @@ def _check_dvae(config: Config, dvae: DiscreteVAE) -> None:
 Callbacks = tuple[Callable[[nn.Module, int], dict[str, float]], Callable[[nn.Module, Path], None]]
 
 
-def _dvae_callbacks(config: Config, test_set, batch: dict[str, Tensor]) -> Callbacks:
+def _dvae_callbacks(config: Config, test_set, batch: dict[str, Tensor], team) -> Callbacks:
     images = _test_images(test_set)
 
     def evaluate(model: DiscreteVAE, step: int) -> dict[str, float]:
@@ -179,13 +152,13 @@ def _dvae_callbacks(config: Config, test_set, batch: dict[str, Tensor]) -> Callb
     return evaluate, sheet
 
 
-def _dalle_callbacks(config: Config, test_set, batch, tokenizer, dvae) -> Callbacks:
+def _dalle_callbacks(config: Config, test_set, batch, team, tokenizer, dvae) -> Callbacks:
     captions = [test_set.caption(i) for i in range(min(N_SHEET // 2, len(test_set)))]
 
     def evaluate(model: DALLE, step: int) -> dict[str, float]:
         n, found = config.train_dalle.accumulate, Counter()
         for part in split_batch(batch, n, next(model.parameters()).device):
-            loss, metrics = model.loss(part, step)
+            loss, metrics = team.loss(model, part, step)
             for name, value in {"loss": loss, **metrics}.items():
                 found[name] += value / n
         return dict(found)
@@ -200,10 +173,10 @@ def _dalle_callbacks(config: Config, test_set, batch, tokenizer, dvae) -> Callba
     return evaluate, sheet
 
 
-def _clip_callbacks(config: Config, test_set, batch, tokenizer) -> Callbacks:
+def _clip_callbacks(config: Config, test_set, batch, team, tokenizer) -> Callbacks:
     def evaluate(model: CLIP, step: int) -> dict[str, float]:
         here = {k: v.to(next(model.parameters()).device) for k, v in batch.items()}
-        loss, metrics = model.loss(here, step)
+        loss, metrics = team.loss(model, here, step)
         return {"loss": loss, **metrics}
 
     return evaluate, None

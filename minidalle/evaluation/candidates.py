@@ -45,7 +45,7 @@ def draw_pool(
     Returns scores of NaN where the pipeline has no clip. Ctrl-C is not caught: half a pool would
     be a biased one.
     """
-    length = pipeline.dalle.config.text_len - 1
+    length = pipeline.prior.config.text_len - 1
     text = pipeline.tokenizer.encode_batch(captions, length)  # (C, L)
     rows = text.repeat_interleave(candidates, 0)  # (C * P, L)
     generator = torch.Generator().manual_seed(seed)
@@ -53,13 +53,13 @@ def draw_pool(
     images, scores = [], []
     bar = tqdm(total=len(rows), desc="candidates", disable=None if progress else True)
     for part in rows.split(batch_size):
-        tokens = sample(pipeline.dalle, part, len(part), temperature, generator=generator)
-        drawn = pipeline.dvae.decode(tokens).float()
+        tokens = sample(pipeline.prior, part, len(part), temperature, generator=generator)
+        drawn = pipeline.codebook.decode(tokens).float()
         owner = torch.arange(len(part)).add(sum(map(len, images))) // candidates
         if towards is None:
             scores.append(torch.full((len(part),), torch.nan))
         else:
-            scores.append((pipeline.clip.encode_image(drawn) * towards[owner]).sum(1).cpu())
+            scores.append((pipeline.reranker.encode_image(drawn) * towards[owner]).sum(1).cpu())
         images.append((drawn * 255).round().byte().cpu())
         bar.update(len(part))
     bar.close()
@@ -70,9 +70,9 @@ def draw_pool(
 @torch.inference_mode()
 def encode_captions(pipeline: Pipeline, captions: list[str]) -> Tensor | None:
     """Place captions on CLIP's sphere: (C, E), or None without a clip."""
-    if pipeline.clip is None:
+    if pipeline.reranker is None:
         return None
-    clip = pipeline.clip
+    clip = pipeline.reranker
     text = pipeline.tokenizer.encode_batch(captions, clip.config.context_length - 2)
     ids = pack_text(text, clip.config).to(clip.logit_scale.device)
     return torch.cat([clip.encode_text(part) for part in ids.split(256)])
@@ -81,7 +81,7 @@ def encode_captions(pipeline: Pipeline, captions: list[str]) -> Tensor | None:
 @torch.inference_mode()
 def encode_pictures(pipeline: Pipeline, images: Tensor) -> Tensor:
     """Place pictures (N, 3, S, S), uint8 or in [0, 1], on CLIP's sphere: (N, E), on the CPU."""
-    clip = pipeline.clip
+    clip = pipeline.reranker
     if not images.is_floating_point():
         images = images / 255
     parts = images.split(256)
@@ -91,7 +91,7 @@ def encode_pictures(pipeline: Pipeline, images: Tensor) -> Tensor:
 @torch.inference_mode()
 def rebuild(pipeline: Pipeline, images: Tensor) -> tuple[Tensor, Tensor]:
     """Send pictures (C, 3, S, S) uint8 through the dVAE: reconstructions in [0, 1], and tokens."""
-    device = pipeline.dalle.image_start.device
-    parts = [pipeline.dvae.tokens(part.to(device) / 255) for part in images.split(256)]
-    rebuilt = [pipeline.dvae.decode(part).float().cpu() for part in parts]
+    device = pipeline.prior.image_start.device
+    parts = [pipeline.codebook.tokens(part.to(device) / 255) for part in images.split(256)]
+    rebuilt = [pipeline.codebook.decode(part).float().cpu() for part in parts]
     return torch.cat(rebuilt), torch.cat(parts).cpu()

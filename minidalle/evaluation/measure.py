@@ -105,10 +105,10 @@ def measure(pipeline: Pipeline, judge: Judge | None, cases: Cases, pool: Pool) -
     found = {
         "n": len(cases.captions),
         "likelihood": likelihood(pipeline, cases, tokens),
-        "codebook": codebook_use(tokens, pipeline.dvae.config.vocab_size),
+        "codebook": codebook_use(tokens, pipeline.codebook.config.vocab_size),
     }
     pictures = {"rebuilt": rebuilt, "one": pool.first()}
-    if pipeline.clip is not None:
+    if pipeline.reranker is not None:
         pictures["best"] = pool.best()
         found["clip_score"] = clip_scores(pipeline, cases, pool)
     if judge is not None:
@@ -210,13 +210,13 @@ def likelihood(pipeline: Pipeline, cases: Cases, tokens: Tensor) -> dict[str, fl
     count as 8-bit values (`metrics.pixel_nats`). bits_per_pixel is that of the picture given its
     caption, per pixel of three values: the sum of its two parts.
     """
-    pipe, device = pipeline, pipeline.dalle.image_start.device
-    text = pipe.tokenizer.encode_batch(cases.captions, pipe.dalle.config.text_len - 1)
+    pipe, device = pipeline, pipeline.prior.image_start.device
+    text = pipe.tokenizer.encode_batch(cases.captions, pipe.prior.config.text_len - 1)
     sums = torch.zeros(3, dtype=torch.float64)  # nats of text, tokens, pixels
     for x, z, y in zip(*(t.split(64) for t in (cases.images, tokens, text)), strict=True):
         z = z.to(device)
-        text_ln, image_ln = pipe.dalle.log_likelihood(y.to(device), z.flatten(1))
-        mu, log_b = pipe.dvae.decode_vectors(pipe.dvae.code_vectors(z))
+        text_ln, image_ln = pipe.prior.log_likelihood(y.to(device), z.flatten(1))
+        mu, log_b = pipe.codebook.decode_vectors(pipe.codebook.code_vectors(z))
         pixels = metrics.pixel_nats(x, mu.float().cpu(), log_b.float().cpu())
         costs = (-text_ln.double().cpu(), -image_ln.double().cpu(), pixels)
         sums += torch.stack([cost.sum() for cost in costs])

@@ -48,7 +48,7 @@ def report_run(
         rebuilt, _ = rebuild(pipeline, some.images[:N_SHOWN])
         sheets[f"{name}: samples"] = sample_sheet(some, rebuilt, pools[kind])
         features = None
-        if pipeline.clip is not None:
+        if pipeline.reranker is not None:
             features = (encode_pictures(pipeline, samples), encode_pictures(pipeline, training))
         sheets[f"{name}: nearest training pictures"] = nearest_sheet(samples, training, features)
     write_report(folder, f"Report of {Path(folder).name}", numbers, sheets)

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 
-class Journal:
+class Log:
     """Collects the metrics of a run and writes their means; a process that is not main is silent.
 
     While it is open no other process can open one in the same folder.
