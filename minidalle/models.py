@@ -3,6 +3,7 @@
 Source: this project.
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -13,10 +14,11 @@ from minidalle.clip import CLIP, ResidualAttentionBlock
 from minidalle.config import PRESETS, CLIPConfig, Config, DALLEConfig, DVAEConfig, from_json
 from minidalle.dalle import DALLE
 from minidalle.dvae import DiscreteVAE, Encoder
-from minidalle.files import CheckpointError, load_tensors
+from minidalle.files import CheckpointError, digest, load_tensors, read_metadata
 from minidalle.tokenizer import BPETokenizer
 from minidalle.transformer import Block
 
+NEEDS = {"tokenizer": (), "dvae": (), "dalle": ("tokenizer", "dvae"), "clip": ("tokenizer",)}
 CLASSES = {DVAEConfig: DiscreteVAE, DALLEConfig: DALLE, CLIPConfig: CLIP}
 
 
@@ -77,21 +79,50 @@ def read_model(folder: str | Path) -> tuple[dict[str, Tensor], Config]:
     return load_tensors(folder / "model.safetensors")[0], config
 
 
+def digests(run: str | Path, stage: str) -> dict[str, str]:
+    """Return the digests of the files that a stage is made from, by earlier stage."""
+    return {name: digest(Path(run) / name / product(name)) for name in NEEDS[stage]}
+
+
+def check_made_from(run: str | Path, stage: str) -> None:
+    """Raise MissingStage where what a finished stage was made from has been made anew since.
+
+    Stages whose earlier ones are not there, or that do not say what they were made from, pass.
+    """
+    path = Path(run) / stage / product(stage)
+    if stage == "tokenizer":
+        return
+    made_from = json.loads(read_metadata(path).get("made_from", "{}"))
+    here = [name for name in made_from if (Path(run) / name / product(name)).is_file()]
+    now = digests(run, stage) if len(here) == len(NEEDS[stage]) else {}
+    if stale := [name for name in here if name in now and made_from[name] != now[name]]:
+        raise MissingStage(
+            f"the {stage} in {run} is stale: {' and '.join(stale)} was made anew since. Train "
+            f"it again: minidalle {stage} {_where(Path(run))} --fresh"
+        )
+
+
+def _where(run: Path) -> str:
+    return f"--preset {run.name}" if run.name in PRESETS else f"--run {run}"
+
+
 def load(run: str | Path, stage: str, device: str | torch.device = "cpu"):
     """Load the product of a finished stage of a run: a BPETokenizer, or a model for evaluation.
 
     CLIP comes with the run's tokenizer. Raises MissingStage, with the command to run, where it is
-    not there; other errors as `read_model`.
+    not there or stale; other errors as `read_model`.
     """
     run = Path(run)
     if not (run / stage / product(stage)).is_file():
-        where = f"--preset {run.name}" if run.name in PRESETS else f"--run {run}"
         raise MissingStage(
-            f"no trained {stage} in {run}: train it first with `minidalle {stage} {where}`"
+            f"no trained {stage} in {run}: train it first with `minidalle {stage} {_where(run)}`"
         )
+    check_made_from(run, stage)
     if stage == "tokenizer":
         return BPETokenizer.load(run / stage / product(stage))
     weights, config = read_model(run / stage)
+    if bad := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise CheckpointError(f"{run / stage}: {bad[0]} is not finite; train the stage again")
     model = make(getattr(config, stage))
     model.load_state_dict(weights)
     if stage == "clip":

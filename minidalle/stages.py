@@ -7,6 +7,7 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.
 
 import dataclasses
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,14 @@ from minidalle import data, plot
 from minidalle.clip import CLIP
 from minidalle.config import Config, from_json, to_json
 from minidalle.dalle import DALLE
-from minidalle.dvae import DiscreteVAE, spread_codes
+from minidalle.dvae import DiscreteVAE, map_pixels
 from minidalle.files import write_text
 from minidalle.generate import sample
-from minidalle.models import build, load, product
+from minidalle.models import NEEDS, build, check_made_from, digests, load, product
 from minidalle.tokenizer import BPETokenizer
-from minidalle.train import SECTIONS, fit, split_batch
+from minidalle.train import FREE, SECTIONS, fit, split_batch
+from minidalle.training.checkpoints import differences
+from minidalle.training.spread import spread_codes
 from minidalle.training.team import Alone
 
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
@@ -44,31 +47,37 @@ def use_half_the_cores() -> None:
 
 
 def finished(run: Path, stage: str, config: Config) -> bool:
-    """Is the stage trained already, with this configuration?
+    """Is the stage trained already, with this configuration and from the present earlier stages?
 
-    Raises ValueError naming the fields in which the finished stage's configuration differs.
+    What may change between the parts of a run may differ, but for its length.
+    Raises ValueError naming the fields in which the finished stage's configuration differs, or
+    MissingStage where it is stale.
     """
-    folder = Path(run) / stage
-    if not (folder / product(stage)).is_file() or not (folder / "config.json").is_file():
+    if not (Path(run) / stage / product(stage)).is_file():
         return False
-    old = from_json((folder / "config.json").read_text(encoding="utf-8"))
     sections = ("data", "tokenizer") if stage == "tokenizer" else SECTIONS[f"train_{stage}"]
-    sections += ("seed",) if stage == "tokenizer" else (f"train_{stage}", "seed")
-    changed = [text for name in sections for text in _changes(name, old, config)]
+    own = () if stage == "tokenizer" else (f"train_{stage}",)
+    if not _compare(run, stage, config, (*sections, *own, "seed")):
+        return False
+    check_made_from(run, stage)
+    return True
+
+
+def _compare(run: Path, stage: str, config: Config, sections: tuple[str, ...]) -> bool:
+    """Say whether a finished stage's configuration is known; ValueError where it differs."""
+    folder = Path(run) / stage
+    if not (folder / "config.json").is_file():
+        return False
+    old = dataclasses.asdict(from_json((folder / "config.json").read_text(encoding="utf-8")))
+    old, new = ({name: c[name] for name in sections} for c in (old, dataclasses.asdict(config)))
+    free = FREE - {"steps"}
+    changed = [d for d in differences(old, new) if d.split()[0].split(".")[-1] not in free]
     if changed:
         raise ValueError(
             f"{folder} holds a finished {stage} of another configuration: {'; '.join(changed)}. "
             f"Train into another folder with --run, or again with --fresh"
         )
     return True
-
-
-def _changes(section: str, old: Config, new: Config) -> list[str]:
-    a, b = getattr(old, section), getattr(new, section)
-    if not dataclasses.is_dataclass(a):
-        return [] if a == b else [f"{section} was {a}, is now {b}"]
-    pairs = [(f.name, getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a)]
-    return [f"{section}.{name} was {x}, is now {y}" for name, x, y in pairs if x != y]
 
 
 def train_tokenizer(config: Config, run: Path) -> BPETokenizer:
@@ -98,10 +107,14 @@ def train_stage(
     """
     run, team = Path(run), team or Alone()
     # What earlier stages made.
-    needs = {"dvae": (), "dalle": ("tokenizer", "dvae"), "clip": ("tokenizer",)}[stage]
-    loaded = {name: load(run, name, device) for name in needs}
+    loaded = {name: load(run, name, device) for name in NEEDS[stage]}
+    for name in loaded:
+        _compare(run, name, config, ("data", name))
     if stage == "dalle":
-        _check_dvae(config, loaded["dvae"])
+        _check_codes(config, **loaded)
+    training = getattr(config, f"train_{stage}")
+    if training.warmup >= training.steps or 0 < training.lr_steps <= training.warmup:
+        warnings.warn(f"train_{stage}.warmup={training.warmup} takes the whole schedule")
 
     # Batches to learn from, one to be tested on. The prior's test batch is divided like the rest.
     train_set, test_set = data.load(config, "train"), data.load(config, "test")
@@ -117,21 +130,28 @@ def train_stage(
     if stage == "dvae" and config.dvae.spread_codes and team.model is None:
         some = torch.stack([train_set[i][0] for i in range(min(N_SPREAD, len(train_set)))])
         generator = torch.Generator().manual_seed(config.seed)
-        spread_codes(model, some.float() / 255, generator)
+        spread_codes(model, map_pixels(some.float() / 255), generator)
     return fit(
-        model, batches, getattr(config, f"train_{stage}"), run / stage, run_config=config,
+        model, batches, training, run / stage, run_config=config,
         evaluate=evaluate, sheet=sheet, seed=config.seed, device=device, resume=not fresh,
-        tensorboard=tensorboard, team=team,
+        tensorboard=tensorboard, made_from=digests(run, stage), team=team,
     )  # fmt: skip
 
 
-def _check_dvae(config: Config, dvae: DiscreteVAE) -> None:
-    found, wanted = dvae.config, config.dalle
-    if (found.grid, found.vocab_size) != (wanted.grid, wanted.image_vocab):
-        raise ValueError(
-            f"the trained dvae gives a grid of {found.grid} with {found.vocab_size} codes, but "
-            f"dalle.grid={wanted.grid} and dalle.image_vocab={wanted.image_vocab}"
-        )
+def _check_codes(config: Config, tokenizer: BPETokenizer, dvae: DiscreteVAE) -> None:
+    """Raise ValueError where the trained tokenizer or dVAE does not fit the prior."""
+    c = config.dalle
+    for name, found, wanted in (
+        (
+            "the tokenizer's vocabulary must be at most dalle.text_vocab",
+            tokenizer.vocab_size,
+            c.text_vocab,
+        ),
+        ("the dvae's codes must be dalle.image_vocab", dvae.config.vocab_size, c.image_vocab),
+        ("the dvae's grid must be dalle.grid", dvae.config.grid, c.grid),
+    ):
+        if found != wanted and ("at most" not in name or found > wanted):
+            raise ValueError(f"{name}: {found}, not {wanted}")
 
 
 Callbacks = tuple[Callable[[nn.Module, int], dict[str, float]], Callable[[nn.Module, Path], None]]
@@ -143,7 +163,7 @@ def _dvae_callbacks(config: Config, test_set, batch: dict[str, Tensor], team) ->
     def evaluate(model: DiscreteVAE, step: int) -> dict[str, float]:
         device = next(model.parameters()).device
         found = model.evaluate(images.to(device), step, torch.Generator(device).manual_seed(0))
-        return {"bound": -found["elbo_true"], **found}
+        return {"bound": -found["elbo"], **found}
 
     def sheet(model: DiscreteVAE, path: Path) -> None:
         some = images[:N_SHEET].to(next(model.parameters()).device)

@@ -60,6 +60,7 @@ def fit(
     device: str | torch.device = "cpu",
     resume: bool = True,
     tensorboard: bool = False,
+    made_from: dict[str, str] | None = None,
     team: Alone | None = None,
 ) -> dict[str, float]:
     """Train `model` for config.steps updates, logging and saving in `folder`.
@@ -69,6 +70,7 @@ def fit(
     sheet(model, path) draws samples into path, a .png. Both see the averaged weights.
     In the end `model` holds the averaged weights; with run_config they are also written to
     `folder`/model.safetensors. resume=False sets earlier checkpoints of the folder aside.
+    made_from: digests of what earlier stages made; a run goes on only with the same.
     team: the processes of the run, by default one.
     Returns the last metrics; those of `evaluate` begin with "test_".
     Raises TrainingError, Stopped, or ValueError where the folder holds a run of another
@@ -80,7 +82,7 @@ def fit(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer, average = team.optimizer(model, config), team.average(model, config)
     checkpoints = team.checkpoints(folder / "checkpoints", config)
-    identity = _identity(config, run_config, seed)
+    identity = _identity(config, run_config, seed) | {"made_from": made_from or {}}
     run = Run(folder, (model, optimizer, average), checkpoints, config, identity)
     generator = torch.Generator(device)
 

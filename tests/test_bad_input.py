@@ -137,7 +137,7 @@ attend(qkv, qkv, qkv, 'diagonal', 4, 2, 1)
     "dvae": """
 dvae.logits(images[0])
 dvae.logits(images[:, :1])
-dvae.logits(images[:, :, :16])
+dvae.logits(images[:, :, :15])
 dvae.logits((images * 255).byte())
 dvae.logits(images.long())
 dvae.tokens(images[0])

@@ -360,9 +360,9 @@ def test_handlers_and_generators_are_given_back(tmp_path):
 
 def test_a_signal_too_late_for_the_loop_is_not_swallowed(tmp_path):
     class Late(Checkpoints):
-        def finish(self, model, config):
+        def finish(self, model, config, made_from):
             os.kill(os.getpid(), signal.SIGINT)
-            super().finish(model, config)
+            super().finish(model, config, made_from)
 
     config = replace(get_config("toy"), train_dvae=tiny_config(3))
     team = Alone()
@@ -475,3 +475,26 @@ def test_after_update_is_called_after_each_update_that_was_not_skipped(tmp_path)
     model.after_update = lambda: calls.append(1)
     fit(model, batches, tiny_config(10, accumulate=1), tmp_path)
     assert len(calls) == 8
+
+
+def test_a_failing_sheet_does_not_end_the_run(tmp_path, capsys):
+    def sheet(model, path):
+        raise ValueError("cannot parse a caption")
+
+    fit(Tiny(), batches, tiny_config(4, eval_every=2), tmp_path, sheet=sheet)
+    assert "no sheet of samples: ValueError: cannot parse a caption" in capsys.readouterr().err
+
+
+def test_the_first_row_after_a_resume_averages_as_many_updates_as_the_others(tmp_path):
+    class Stopping(Alone):
+        def agree(self, bad, stop):
+            self.calls = getattr(self, "calls", 0) + 1
+            return bad, self.calls == 7
+
+    config = tiny_config(12, log_every=4)
+    fit(Tiny(), batches, config, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        fit(Tiny(), batches, config, tmp_path / "parts", team=Stopping())
+    fit(Tiny(), batches, config, tmp_path / "parts")
+    a, b = (_log(tmp_path / name) for name in ("whole", "parts"))
+    assert [r["loss"] for r in a] == pytest.approx([r["loss"] for r in b], rel=1e-6)

@@ -46,7 +46,7 @@ class Run:
             for name in COUNTS:
                 setattr(self, name, meta[name])
             self.saved = self.step
-        log.begin(self.step, self.config.steps, self.folder.name)
+        log.begin(self.step, self.config.steps, self.folder.name, (meta or {}).get("log"))
 
     def due(self, every: int) -> bool:
         """Is this the moment of something done `every` so many updates, and at the end?"""
@@ -87,13 +87,20 @@ class Run:
         self.model.eval()
         try:
             if sheet is not None and self.log.is_main:
-                path = self.folder / "samples" / f"step-{self.step:08d}.png"
-                path.parent.mkdir(exist_ok=True)
-                sheet(self.model, path)
+                self._draw(sheet)
             return evaluate(self.model, self.step) if evaluate is not None else {}
         finally:
             self.average.swap()
             self.model.train()
+
+    def _draw(self, sheet: Callable) -> None:
+        """Draw a sheet of samples, only for looking at: a failure does not end the run."""
+        path = self.folder / "samples" / f"step-{self.step:08d}.png"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            sheet(self.model, path)
+        except Exception as error:
+            self.log.say(f"no sheet of samples: {type(error).__name__}: {error}")
 
     def _write(self, metrics: dict[str, float]) -> None:
         self.seconds += self.log.lap()
@@ -109,7 +116,8 @@ class Run:
 
     def save(self) -> None:
         """Save a checkpoint; a failure, such as a full disk, is told and does not end the run."""
-        meta = {name: getattr(self, name) for name in COUNTS} | {"config": self.identity}
+        meta = {name: getattr(self, name) for name in COUNTS}
+        meta |= {"config": self.identity, "log": self.log.state()}
         self.is_new_best = False
         try:
             self.checkpoints.save(*self.live, meta)
@@ -136,7 +144,7 @@ class Run:
             raise OSError(f"the run is done but could not be saved in {self.folder}")
         self.average.swap()
         self.model.eval()
-        self.checkpoints.finish(self.model, run_config)
+        self.checkpoints.finish(self.model, run_config, self.identity.get("made_from", {}))
         return self.last
 
     def _advice(self) -> str:
@@ -204,6 +212,6 @@ def memory_advice(config: TrainConfig):
         size = config.batch_size // config.accumulate
         raise TrainingError(
             f"out of GPU memory with batch_size={config.batch_size}, accumulate={config.accumulate}"
-            f" ({size} examples at once). Lower batch_size or raise accumulate; "
+            f" ({size} examples at once). Lower batch_size or (not for clip) raise accumulate; "
             f"`python -m minidalle plan` shows what fits"
         ) from error
