@@ -324,12 +324,12 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def run_plan(args: argparse.Namespace) -> None:
     """Print what a preset needs."""
-    from minidalle.scale import card, plan
+    from minidalle.scale import plan
 
     config = _config(args)
     if args.card is not None:
         named = any(word.startswith("--preset") for word in sys.argv)  # else: every preset
-        print(card.card_table(config if named else None, args.card))
+        print(plan.gpu_table(config if named else None, args.card))
     else:
         print(plan.table(plan.plan(config, gpus=args.gpus, batch=args.batch)))
 
