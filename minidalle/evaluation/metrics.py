@@ -120,7 +120,12 @@ def confusion(found: Sequence[str], wanted: Sequence[str]) -> dict[str, dict[str
 
 
 def best_of(scores: Tensor, values: Tensor, k: int) -> float:
-    """Expect what the best-scored of k candidates is worth: the mean of `each_best_of`."""
+    """Expect what the best-scored of k candidates is worth: the mean of `each_best_of`.
+
+    Raises ValueError also where a score is NaN.
+    """
+    if scores.isnan().any():
+        raise ValueError("a score is NaN: candidates cannot be ranked (is there a clip?)")
     return each_best_of(scores, values, k).mean().item()
 
 
@@ -130,13 +135,11 @@ def each_best_of(scores: Tensor, values: Tensor, k: int) -> Tensor:
     scores, values (C, P): the reranker's score and the worth of each candidate of each caption.
     The candidate of rank r (0 is best) leads C(P - 1 - r, k - 1) of the C(P, k) subsets of size k,
     so every candidate counts and the estimate has no bias; k = 1 is the mean, k = P the best.
-    Returns (C,) float64. Raises ValueError unless 1 <= k <= P, or where a score is NaN and k > 1.
+    Scores may be NaN for k = 1. Returns (C,) float64. Raises ValueError unless 1 <= k <= P.
     """
     P = scores.shape[1]
     if not 1 <= k <= P:
         raise ValueError(f"k must be between 1 and the {P} candidates there are, got {k}")
-    if k > 1 and scores.isnan().any():
-        raise ValueError("a score is NaN: candidates cannot be ranked (is there a clip?)")
     ranks = scores.argsort(dim=1, descending=True, stable=True)
     ranked = values.double().gather(1, ranks)  # (C, P) best-scored first
     weights = [math.comb(P - 1 - r, k - 1) / math.comb(P, k) for r in range(P)]
