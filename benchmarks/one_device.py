@@ -136,7 +136,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.config)
         with torch.autocast(self.device, torch.bfloat16):
-            loss, _ = self.model.loss(batch, self.step)
+            loss, _ = self.team.loss(self.model, batch, self.step)
         loss.backward()
         self.clip(list(self.model.parameters()), self.config.clip_norm)
         self.optimizer.step()

@@ -25,7 +25,6 @@ from one_device import (
     status,
 )
 
-from minidalle.cache import Decoder
 from minidalle.config import Config
 from minidalle.scale import arithmetic
 from minidalle.scale.plan import GIB, GPUS
@@ -99,7 +98,7 @@ def here_drawing(config: Config, n: int, rates: Rates, tokens: int = 33) -> None
     text = torch.full((1, c.text_len - 1), PAD)
     text[0, : c.text_len // 2] = torch.arange(c.text_len // 2)
     began = time.perf_counter()
-    decoder = Decoder(model, text, n, torch.zeros(1, 1, 0, dtype=torch.int64))
+    decoder = model.decoder(text, n, torch.zeros(1, 1, 0, dtype=torch.int64))
     ready, token = time.perf_counter() - began, None
     forget_peak("cpu")
     began, cpu = time.perf_counter(), time.process_time()

@@ -16,7 +16,7 @@ import torch
 from minidalle import data, plot, stages
 from minidalle.config import PRESETS, Config, get_config, replace
 from minidalle.evaluation import demo
-from minidalle.models import read_model
+from minidalle.models import MissingStage, read_model
 from minidalle.stages import SHIPPED, use_half_the_cores
 
 EXAMPLES = {
@@ -283,7 +283,7 @@ def _find_run(args: argparse.Namespace) -> Path:
     shipped = SHIPPED / args.preset
     if shipped.is_dir():
         return shipped
-    raise stages.MissingStage(
+    raise MissingStage(
         f"no trained run in {folder}: train one with `python -m minidalle tokenizer "
         f"--preset {args.preset}` and the verbs after it, or name one with --run"
     )

@@ -69,7 +69,7 @@ class DVAEConfig:
         None, -math.inf, math.inf
     )  # floor on ln b, for flat drawings; None is the paper
     gain: float | None = None  # of a residual branch; None is the published 1 / layers^2
-    spread_codes: bool = False  # start from codes spread over the data; see dvae.spread_codes
+    spread_codes: bool = False  # start from codes spread over the data; see training/spread.py
 
     @property
     def grid(self) -> int:
@@ -82,7 +82,7 @@ class DALLEConfig:
     """The prior over text and image tokens (section 2.2, appendix B)."""
 
     text_vocab: int = 16_384
-    text_len: int = 256  # text states: start-of-text and up to text_len - 1 caption tokens
+    text_len: int = between(256, 2)  # text states: start-of-text and text_len - 1 tokens
     image_vocab: int = 8192
     grid: int = 32
     n_layers: int = 64
@@ -434,5 +434,7 @@ def _check_sizes(c: Config) -> None:
     for name, t in trainings:
         if not all(0 <= b < 1 for b in t.betas) or any(step < 0 for step in t.halve_at):
             raise ValueError(f"{name}: {t.betas=} must lie in [0, 1), {t.halve_at=} not below 0")
+    if c.train_clip.accumulate > 1:  # a part would see only its own negatives
+        raise ValueError(f"{c.train_clip.accumulate=} must be 1: the loss compares the whole batch")
     if c.dalle.kernel % 2 == 0:
         raise ValueError(f"dalle.kernel={c.dalle.kernel} must be odd")
