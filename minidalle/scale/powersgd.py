@@ -28,7 +28,7 @@ from minidalle.scale.precision import ResblockScales
 from minidalle.scale.sharding import average, units
 
 PAPER_RANKS = {1920: 512, 2688: 640, 3968: 896}  # width -> R (table 1)
-STARTS = ("warm", "fixed", "resampled")
+SOURCES = ("warm", "fixed", "resampled")  # of Q
 
 
 def paper_rank(width: int) -> int:
@@ -54,17 +54,46 @@ def slice_layout(unit: FSDPModule, parts: int) -> list[tuple[str, int, torch.Siz
     return found
 
 
+def to_169(x: Tensor) -> Tensor:
+    """float32 -> sign, 6 bits of exponent, 9 of significand, in an int16 of the shape of x.
+
+    Rounds to the nearest; what is too large becomes the largest, just under 16, and what is below
+    2**-59 becomes 0. No code is kept for Inf and NaN (our reading of appendix E.2).
+    """
+    bits = x.contiguous().view(torch.int32)
+    size = (bits & 0x7FFFFFFF) + 0x1FFF + (bits >> 14 & 1)  # ties to even
+    size = (size >> 14) - (67 << 9)  # the exponent counts from -60, in float32 from -127
+    size = torch.where(size < 1 << 9, 0, size.clamp(max=0x7FFF))
+    return (size - (bits < 0).int() * 0x8000).short()
+
+
+def from_169(x: Tensor) -> Tensor:
+    """Undo `to_169`, exactly."""
+    size = x.int() & 0x7FFF
+    value = torch.where(size == 0, 0, (size << 14) + (67 << 23)).view(torch.float32)
+    return torch.where(x < 0, -value, value)
+
+
 class Compressor:
     """Averages one block's gradient slice over the nodes, its matrices as thin ones.
 
-    layout: see `slice_layout`. rank: r of the slice. q: see `compress`. seed: of Q, the same on all
-    nodes. The first `whole` updates are sent uncompressed.
+    layout: see `slice_layout`. rank: r of the slice. seed: of Q, the same on all nodes. For the
+    rest see `compress`.
     """
 
-    def __init__(self, layout: list, group: dist.ProcessGroup, rank: int, q: str, seed, whole: int):
-        self.layout, self.group, self.rank = layout, group, rank
-        self.start, self.seed, self.whole, self.updates = q, seed, whole, 0
-        self.error: Tensor | None = None  # as flat as the gradient
+    def __init__(
+        self,
+        layout: list[tuple[str, int, torch.Size]],
+        group: dist.ProcessGroup,
+        rank: int,
+        seed: int = 0,
+        whole: int = 0,
+        q: str = "warm",
+        short_errors: bool = False,
+    ):
+        self.layout, self.group, self.rank, self.seed = layout, group, rank, seed
+        self.whole, self.source, self.short, self.updates = whole, q, short_errors, 0
+        self.error: Tensor | None = None  # as flat as the gradient; int16 where short
         self.q: list[Tensor] = []  # (m, r) of each matrix
         self.prepare: Callable[[Tensor], None] | None = None  # called with each slice first
 
@@ -78,12 +107,14 @@ class Compressor:
             return
         # 1. Add what was lost before to what comes now.
         matrices, vectors = self._views(flat)
-        error = torch.zeros_like(flat) if self.error is None else self.error.clone()
+        error = torch.zeros_like(flat)
+        if self.error is not None:
+            error = from_169(self.error) if self.short else self.error.clone()
         errors, _ = self._views(error)
         torch._foreach_add_(matrices, errors)
         torch._foreach_copy_(errors, matrices)
         # 2. P (n, r): what the matrices make of Q, with orthonormal columns.
-        if not self.q or self.start == "resampled":
+        if not self.q or self.source == "resampled":
             self.q = self._draw(matrices)
         p = average([m @ q for m, q in zip(matrices, self.q, strict=True)], self.group)
         p = [torch.linalg.qr(x + 1e-6 * torch.eye(*x.shape, device=x.device)).Q for x in p]
@@ -94,8 +125,8 @@ class Compressor:
         # 4. Keep what is lost; but of a gradient that is not finite fit skips the update.
         if flat.isfinite().all():
             torch._foreach_sub_(errors, matrices)
-            self.error = error
-            self.q = q if self.start == "warm" else self.q
+            self.error = to_169(error) if self.short else error
+            self.q = q if self.source == "warm" else self.q
 
     def _views(self, flat: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Views of the matrices' and of the vectors' slices.
@@ -115,7 +146,7 @@ class Compressor:
 
     def _draw(self, matrices: list[Tensor]) -> list[Tensor]:
         """Random Q with orthonormal columns."""
-        drawing = self.updates if self.start == "resampled" else 0
+        drawing = self.updates if self.source == "resampled" else 0
         g = torch.Generator().manual_seed(self.seed * 1_000_003 + drawing)
         sizes = [(m.shape[1], min(self.rank, *m.shape)) for m in matrices]
         drawn = [torch.linalg.qr(torch.randn(size, generator=g)).Q for size in sizes]
@@ -176,6 +207,7 @@ def compress(
     is_last: Callable[[], bool] = lambda: True,
     whole: int = 10,
     q: str = "warm",
+    short_errors: bool = False,
     scales: ResblockScales | None = None,
 ) -> Compression:
     """Average the gradients of `model`, sharded on mesh['shard'], over mesh['replicate'].
@@ -183,11 +215,12 @@ def compress(
     rank: R of the whole matrix; a slice gets R / G, at least 1. 0 sends everything uncompressed.
     is_last: does the running backward pass end its update? whole: updates sent whole first.
     q: where each update's Q comes from: 'warm' goes on with the last one, 'fixed' is drawn once
-    for the run (the paper's), 'resampled' is drawn anew. scales: of float16, divided out of each
-    slice before it is sent. Returns what the blocks keep. Raises ValueError for an unknown q.
+    for the run (the paper's), 'resampled' is drawn anew. short_errors: keep what is lost in 16 bits
+    (the paper's 1-6-9). scales: of float16, divided out of each slice before it is sent.
+    Returns what the blocks keep. Raises ValueError for an unknown q.
     """
-    if q not in STARTS:
-        raise ValueError(f"unknown {q=}; choose from {', '.join(STARTS)}")
+    if q not in SOURCES:
+        raise ValueError(f"unknown {q=}; choose from {', '.join(SOURCES)}")
     group, parts = mesh["replicate"].get_group(), mesh["shard"].size()
 
     def send_whole(flat: Tensor) -> None:
@@ -200,7 +233,8 @@ def compress(
     compressors = []
     for number, block in enumerate(model.transformer.blocks if rank else ()):
         layout = slice_layout(block, parts)
-        send = Compressor(layout, group, max(1, rank // parts), q, number, whole)
+        thin = max(1, rank // parts)
+        send = Compressor(layout, group, thin, number, whole, q, short_errors)
         if scales is not None:
             sizes = [(name, padded) for name, padded, _ in layout]
             send.prepare = partial(scales.unscale_slice, number, sizes)

@@ -1,5 +1,6 @@
 """PowerSGD on one process; tests/scale/test_processes.py has it on several."""
 
+import math
 from functools import partial
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
-from minidalle.scale.powersgd import Compression, Compressor
+from minidalle.scale.powersgd import Compression, Compressor, from_169, to_169
 
 # A matrix of two padded rows, queries with keys and values, and a bias.
 LAYOUT = [
@@ -33,7 +34,7 @@ def gradient(step: int) -> torch.Tensor:
 
 
 def compressor(group, q="warm", rank=3, whole=0) -> Compressor:
-    return Compressor(LAYOUT, group, rank, q, 0, whole)
+    return Compressor(LAYOUT, group, rank, whole=whole, q=q)
 
 
 def matrices(flat: torch.Tensor) -> list[torch.Tensor]:
@@ -131,3 +132,33 @@ def test_scales_are_divided_out_before_compression(group):
     a, b = gradient(0), gradient(0) * 4
     plain(a), scaled(b)
     torch.testing.assert_close(a, b)
+
+
+def rounded(x: float) -> float:
+    """To nine bits of significand, ties to even, between 2**-59 and 16 (by hand)."""
+    if abs(x) < 2.0**-59:  # good enough: no test value rounds up to it
+        return 0.0
+    exponent = math.floor(math.log2(abs(x)))
+    unit = 2.0 ** (exponent - 9)
+    return math.copysign(min(round(abs(x) / unit) * unit, 16 - 2**-6), x)
+
+
+def test_the_sixteen_bit_format_of_the_paper():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, generator=g) * 2.0 ** torch.randint(-62, 6, (4000,), generator=g)
+    special = torch.tensor([0.0, 15.99, 16.0, -1e9, math.inf, -math.inf, 1e-30, 1.0, 1 + 2**-10])
+    x = torch.cat([x, special])
+    kept = from_169(to_169(x))
+    assert to_169(x).dtype == torch.int16
+    assert kept.tolist() == [rounded(v) if math.isfinite(v) else math.copysign(16 - 2**-6, v)
+                             for v in x.tolist()]  # fmt: skip
+    assert torch.equal(from_169(to_169(kept)), kept)
+
+
+def test_short_errors_are_kept_in_half_the_memory_and_change_little(group):
+    plain, short = compressor(group, "fixed"), Compressor(LAYOUT, group, 3, 0, 0, "fixed", True)
+    for step in range(4):
+        a, b = gradient(step), gradient(step)
+        plain(a), short(b)
+    assert short.error.dtype == torch.int16
+    assert 0 < (a - b).norm() < 0.01 * a.norm()
