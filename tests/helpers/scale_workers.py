@@ -127,6 +127,11 @@ def sharded(out: Path) -> dict:
     team = launch.Team(model, config.train_dalle)
     team.updater = optimizer
     found["in_backward"] = train(model, out / "in_backward", config, team=team)
+    model = launch._sharded_dalle(config, sharding.make_mesh("cpu"), 0, short=True)
+    found["dtypes"] = sorted({str(p.dtype) for p in model.parameters()})
+    team = launch.Team(model, config.train_dalle)
+    team.updater = memory.backward_adamw(model, config.train_dalle)
+    found["short"] = train(model, out / "short", config, team=team)
     found["gather"] = gathered_gradient()
     found["sheets"] = sheets(mesh, out)
     return found
