@@ -133,10 +133,10 @@ class Team(Alone):
         return measure, draw if is_main() else None
 
     def gather(self, model: DALLE) -> DALLE | None:
-        """The whole model, on the first process and only if it has room. A collective."""
+        """The whole model, on the first process and only if it fits. A collective."""
         device = next(model.parameters()).device
         needed = sum(p.numel() * p.element_size() for p in model.parameters())
-        (fits,) = self.agree(is_main() and needed <= sharding.room(device))
+        (fits,) = self.agree(is_main() and needed <= sharding.spare_bytes(device))
         if is_main() and not fits:
             warnings.warn(f"no sheet of samples: the whole model takes {needed / 2**30:.1f} GiB")
         state = sharding.gathered(model, device) if fits else {}

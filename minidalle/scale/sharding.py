@@ -153,7 +153,7 @@ def gathered(model: nn.Module, device: torch.device | str) -> dict[str, Tensor]:
     return state
 
 
-def room(device: torch.device) -> int:
+def spare_bytes(device: torch.device) -> int:
     """Bytes that a whole model may take beside what this process holds.
 
     Half of a GPU's free memory, or an eighth of the machine's.

@@ -155,7 +155,7 @@ def sheets(mesh, out: Path) -> list[dict]:
     for name, room in (("roomy", 10**9), ("cramped", 1000)):
         model = build(mesh)
         team = launch.Team(model, config.train_dalle)
-        sharding.room = lambda device, room=room: room
+        sharding.spare_bytes = lambda device, room=room: room
         seen, draw = team.callbacks(evaluate, sheet)
         rows = train(model, out / name, config, team=team, evaluate=seen, sheet=draw)
     return rows
