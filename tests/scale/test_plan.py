@@ -52,7 +52,10 @@ def test_plan_of_the_paper_names_days_and_memory():
 def test_plan_says_what_to_change_where_it_does_not_fit():
     p = plan(get_config("12b"), gpus=1, batch=16)
     assert not p.fits
-    assert any("--update-in-backward" in line for line in advice(p))
+    assert any(
+        line.startswith("--update-in-backward: ") and "16 of 16" in line for line in advice(p)
+    )
+    assert not any("accumulate" in line for line in advice(p))  # these exclude each other
     assert "DOES NOT FIT" in table(p)
     small = plan(get_config("small"), gpus=1, batch=256, gpu="rtx3060")
     assert small.fits and small.parts > 1
