@@ -3,6 +3,7 @@
 Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.4 and appendix E; the GPUs' data sheets.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -190,8 +191,8 @@ def _bill_rows(p: Plan, price: float | None, grid: float | None) -> list[tuple]:
     """What the configuration's updates cost; of the electricity, the GPUs' alone."""
     if price is None and grid is None:
         return []
-    if min(price or 0, grid or 0) < 0:
-        raise ValueError(f"a price and a grid's CO2 are not negative, got {price} and {grid}")
+    if not all(0 <= n < math.inf for n in (price or 0, grid or 0)):
+        raise ValueError(f"a price and a grid's CO2 are numbers from 0, got {price} and {grid}")
     hours = p.gpus * p.days * 24
     energy = hours * p.gpu.watts / 1000  # kWh
     rows: list[tuple] = [(f"cost of {p.config.train_dalle.steps:,} updates",)]
