@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.own_pictures import good_pairs, write_tar
+from helpers.own_images import good_pairs, write_tar
 from torch import nn
 
 from minidalle import data
 from minidalle.cache import LayerCache
 from minidalle.config import PRESETS, DALLEConfig, TrainConfig, get_config
 from minidalle.dalle import DALLE
-from minidalle.data.order import Order
-from minidalle.data.tar_index import ENTRY
+from minidalle.data.shards import ENTRY
+from minidalle.data.shuffle import Shuffle
 from minidalle.scale import arithmetic, card, footprint, launch, memory, powersgd, precision
 from minidalle.scale.plan import plan, table
 from minidalle.training.optim import AdamW, Average, make_optimizer, parameter_groups
@@ -242,7 +242,7 @@ def test_a_hundred_shards_give_any_number_of_processes_the_same_batches(tmp_path
 
 def test_the_index_of_250_million_pairs_is_small_and_jumping_is_quick():
     assert ENTRY.itemsize * 250e6 < 8 * GIB
-    order, began = Order([10_000] * 25_000, seed=0), time.process_time()
+    order, began = Shuffle([10_000] * 25_000, seed=0), time.process_time()
     shares = [order.batch(200_000, 1024, r, 8) for r in range(8)]
     assert time.process_time() - began < 5
     assert len({i for share in shares for i in share.tolist()}) == 1024
