@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from minidalle import data, plot, stages
-from minidalle.config import PRESETS, Config, get_config, replace
+from minidalle.config import PRESETS, STAGES, Config, get_config, replace
 from minidalle.evaluation import demo
 from minidalle.models import MissingStage, read_model
 from minidalle.stages import SHIPPED, use_half_the_cores
@@ -43,7 +43,6 @@ HELP = {
     "demo": "all stages in a row on the toy world, then a sheet of samples",
 }
 N_NEIGHBOURS = 5000  # training pictures searched for copies
-STAGES = ("tokenizer", "dvae", "dalle", "clip")
 
 
 def build_parser() -> argparse.ArgumentParser:

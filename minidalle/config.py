@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 replace = dataclasses.replace
+STAGES = ("tokenizer", "dvae", "dalle", "clip")  # of a run, in their order
 
 
 def between(default: float | None, low: float, high: float = math.inf) -> typing.Any:

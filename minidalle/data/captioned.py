@@ -1,7 +1,7 @@
 """What every captioned data set can do, and how a bad pair is passed over. S side in pixels.
 
-A pair that cannot be read is replaced by the next one that can, so the order of the rest does not
-move and a resumed run sees what the first one saw.
+A pair that cannot be read is replaced by the next one that can, so the others keep their places
+and a resumed run sees what the first one saw.
 """
 
 import hashlib
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from minidalle.data.cropping import centre_crop
 
-MAX_BAD = 0.1  # share of bad pairs above which training stops …
+MAX_BAD = 0.1  # bad pairs of all, above which training stops …
 FEW_BAD = 10  # … but never for this many or fewer
-MEMORY = 2**30  # bytes of decoded pictures kept
+MEMORY = 2**30  # bytes of decoded images kept
 
 
 class Unusable(Exception):
@@ -40,34 +40,42 @@ class Tally:
 
     def line(self) -> str:
         """Return one line: how many, why, and the first names; empty if there is nothing to say."""
-        parts = [_reasons(self.bad, "skipped"), _reasons(self.filtered, "left out by the options")]
-        text = "; ".join(part for part in parts if part)
-        return f"of {self.total} pairs, {text}" if text else ""
+        parts = []
+        for verb, names in (("skipped", self.bad), ("left out by the options", self.filtered)):
+            groups = defaultdict(list)
+            for name, reason in names.items():
+                groups[reason].append(name)
+            reasons = [
+                f"{len(group)} {reason} ({', '.join(group[:3])}{', …' if len(group) > 3 else ''})"
+                for reason, group in sorted(groups.items())
+            ]
+            parts += [f"{verb} {len(names)}: {', '.join(reasons)}"] if reasons else []
+        return f"of {self.total} pairs, {'; '.join(parts)}" if parts else ""
 
     def check(self) -> None:
-        """Raise ValueError if too large a share is bad."""
+        """Raise ValueError if too many are bad."""
         if len(self.bad) > max(FEW_BAD, MAX_BAD * self.total):
             raise ValueError(
                 f"more than {MAX_BAD:.0%} of the pairs are bad: {self.line()}; mend or remove them"
             )
 
+    def close(self, n_good: int, place: object, found: Callable[[], str] = str) -> None:
+        """After a first look at all pairs: warn of the bad. found says what else lies there.
 
-def _reasons(names: dict[str, str], verb: str) -> str:
-    groups = defaultdict(list)
-    for name, reason in names.items():
-        groups[reason].append(name)
-    parts = [
-        f"{len(group)} {reason} ({', '.join(group[:3])}{', …' if len(group) > 3 else ''})"
-        for reason, group in sorted(groups.items())
-    ]
-    return f"{verb} {len(names)}: {', '.join(parts)}" if parts else ""
+        Raises ValueError where no pair is good or too many are bad.
+        """
+        if not n_good:
+            raise ValueError(f"no usable pair in {place}: {self.line() or found()}")
+        self.check()
+        if self.line():
+            warnings.warn(self.line())
 
 
 class Captioned:
-    """Captioned pictures: len(), [i] -> ((3, S, S) uint8, caption).
+    """Captioned images: len(), [i] -> ((3, S, S) uint8, caption).
 
     A kind of data set says how to `read` a pair at its own size, and may raise Unusable.
-    counts are the pairs in each file; data in memory are one file (see order.py).
+    counts are the pairs in each file; data in memory are one file (see shuffle.py).
     """
 
     def __init__(self, counts: list[int], split: str, size: int, tally: Tally | None = None):
@@ -78,7 +86,7 @@ class Captioned:
         self._kept: dict[int, Tensor] | None = {} if fits else None
 
     def read(self, i: int) -> Tensor:
-        """Return picture i, (3, H, W) uint8. Raises Unusable."""
+        """Return image i, (3, H, W) uint8. Raises Unusable."""
         raise NotImplementedError
 
     def caption(self, i: int) -> str:
@@ -90,11 +98,11 @@ class Captioned:
         return str(i)
 
     def attributes(self, i: int) -> dict[str, str] | None:
-        """Return what is known to be in picture i, or None."""
+        """Return what is known to be in image i, or None."""
         return None
 
     def fingerprint(self) -> str:
-        """Return a digest that changes whenever a picture changes."""
+        """Return a digest that changes whenever an image changes."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -111,7 +119,7 @@ class Captioned:
         """Return pair i, or the next that can be read: ((3, S, S) uint8, caption)."""
         for j in range(i, i + len(self)):
             try:
-                return self._picture(j % len(self), crop, generator), self.caption(j % len(self))
+                return self._image(j % len(self), crop, generator), self.caption(j % len(self))
             except Unusable as why:
                 self.pass_over(j % len(self), why)
         raise ValueError(f"not one of {len(self)} pairs can be read: {self.tally.line()}")
@@ -124,7 +132,7 @@ class Captioned:
             warnings.warn(f"a pair cannot be read and is passed over: {self.tally.line()}")
         self.tally.check()
 
-    def _picture(self, i: int, crop: Callable, generator: torch.Generator | None) -> Tensor:
+    def _image(self, i: int, crop: Callable, generator: torch.Generator | None) -> Tensor:
         if crop is not centre_crop or self._kept is None:
             return crop(self.read(i), self.size, generator)
         if i not in self._kept:
@@ -133,7 +141,7 @@ class Captioned:
 
 
 class InMemory(Captioned):
-    """Pictures in memory: images (N, 3, S, S) uint8, N captions, N dicts of what is in them."""
+    """Images in memory: images (N, 3, S, S) uint8, N captions, N dicts of what is in them."""
 
     def __init__(
         self, images: Tensor, captions: list[str], attributes: list[dict] | None, split: str

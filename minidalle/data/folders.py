@@ -1,14 +1,13 @@
-"""Your own pictures: a folder of images with captions beside them or in one table.
+"""Your own images: a folder of them with captions beside them or in one table.
 
 Looked for in this order: captions.tsv or captions.csv (file, caption), tar shards (see shards.py),
 image files with a .txt of the same name, one caption a line. Folders `train` and `test` inside are
-taken as the split; otherwise about n_test pictures, a tenth at most, are held out by their names.
+taken as the split; otherwise about n_test images, a tenth at most, are held out by their names.
 """
 
 import csv
 import hashlib
 import os
-import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -20,27 +19,21 @@ from tqdm import tqdm
 
 from minidalle.config import DataConfig
 from minidalle.data.captioned import Captioned, Tally, Unusable
-from minidalle.data.images import (
-    ENDINGS,
-    check_aspect,
-    decode_picture,
-    picture_size,
-    read_caption,
-)
+from minidalle.data.images import ENDINGS, check_aspect, decode_image, image_size, read_caption
 
 TABLES = {"captions.tsv": "excel-tab", "captions.csv": "excel"}
 FILE_COLUMNS = ("file", "filename", "file_name", "image", "path")
 
 
 class Folder(Captioned):
-    """Pictures in files of their own, decoded when they are asked for."""
+    """Images in files of their own, decoded when they are asked for."""
 
     def __init__(self, root: Path, files: list[str], captions: list[str], **kinds):
         super().__init__([len(files)], **kinds)
         self.root, self.files, self.captions = root, files, captions
 
     def read(self, i: int) -> Tensor:
-        return decode_picture(self.root / self.files[i])
+        return decode_image(self.root / self.files[i])
 
     def caption(self, i: int) -> str:
         return self.captions[i]
@@ -49,49 +42,25 @@ class Folder(Captioned):
         return self.files[i]
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(f"{file}\0{file_state(self.root / file)}\0".encode("utf-8", "replace"))
-        return digest.hexdigest()
-
-
-def split_folder(root: Path, split: str) -> tuple[Path, bool]:
-    """Return the folder to read, and whether all of it is this split (it has a `train` inside)."""
-    inside = [name for name in ("train", "test") if (root / name).is_dir()]
-    if inside and split not in inside:
-        raise ValueError(f"{root} has a folder {inside[0]!r} but none called {split!r}")
-    return (root / split, True) if inside else (root, False)
-
-
-def file_state(path: Path) -> str:
-    """Return size and time of change: another state, another text."""
-    try:
-        state = path.stat()
-    except OSError:
-        return "gone"
-    return f"{state.st_size} {state.st_mtime_ns}"
+        return files_digest(self.root, self.files)
 
 
 def load_folder(root: Path, split: str, data: DataConfig) -> Folder:
-    """Read all captions, and the headers of all pictures, of one split.
+    """Read all captions, and the headers of all images, of one split.
 
     Raises ValueError, saying what was found, when no pair is usable or too many are bad.
     """
     root, whole = split_folder(root, split)
     pairs = list(find_pairs(root))
     tally, good = Tally(len(pairs)), []
-    for file, raw in tqdm(pairs, desc="looking at pictures", disable=len(pairs) < 2000):
+    for file, raw in tqdm(pairs, desc="looking at images", disable=len(pairs) < 2000):
         try:
             caption = read_caption(raw, data.min_caption)
-            check_aspect(picture_size(root / file), data.max_aspect)
+            check_aspect(image_size(root / file), data.max_aspect)
             good.append((file, caption))
         except Unusable as why:
             tally.add(file, why)
-    if not good:
-        raise ValueError(f"no usable pair in {root}: {tally.line() or what_is_in(root)}")
-    tally.check()
-    if tally.line():
-        warnings.warn(tally.line())
+    tally.close(len(good), root, lambda: what_is_in(root))
     if not whole:
         chosen = in_split(np.array([name_hash(file) for file, _ in good]), split, data.n_test)
         good = [pair for pair, wanted in zip(good, chosen, strict=True) if wanted]
@@ -153,20 +122,44 @@ def what_is_in(root: Path) -> str:
     )
 
 
+def files_digest(root: Path, files: list[str]) -> str:
+    """Return a digest of names, sizes and times of change."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            state = (root / file).stat()
+            text = f"{file}\0{state.st_size} {state.st_mtime_ns}\0"
+        except OSError:
+            text = f"{file}\0gone\0"
+        digest.update(text.encode("utf-8", "replace"))
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- splits
+
+
+def split_folder(root: Path, split: str) -> tuple[Path, bool]:
+    """Return the folder to read, and whether all of it is this split (it has a `train` inside)."""
+    inside = [name for name in ("train", "test") if (root / name).is_dir()]
+    if inside and split not in inside:
+        raise ValueError(f"{root} has a folder {inside[0]!r} but none called {split!r}")
+    return (root / split, True) if inside else (root, False)
+
+
 def name_hash(name: str) -> int:
-    """Return a number from 0 to 2**32 - 1 that decides, for ever, which split a picture is in."""
+    """Return a number from 0 to 2**32 - 1 that decides, for ever, which split an image is in."""
     return zlib.crc32(os.path.splitext(name)[0].encode("utf-8", "surrogateescape"))
 
 
 def in_split(hashes: np.ndarray, split: str, n_test: int) -> np.ndarray:
     """Return which pairs are in the split, bool like hashes: about n_test (at most 1/10) are test.
 
-    Pictures with the same name, such as one with five captions, stay together.
+    Images with the same name, such as one with five captions, stay together.
     """
-    border = max(test_border(n_test, len(hashes)), int(hashes.min()))  # at least one is test
+    border = test_border(n_test, len(hashes), int(hashes.min()))
     return (hashes <= border) == (split == "test")
 
 
-def test_border(n_test: int, total: int) -> int:
-    """Return the name hash up to which a picture is test."""
-    return int(min(0.1, n_test / total) * 2**32)
+def test_border(n_test: int, total: int, lowest: int) -> int:
+    """Return the name hash up to which an image is test: at least the lowest of all."""
+    return max(int(min(0.1, n_test / total) * 2**32), lowest)

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 import torch
 import webdataset as wds
-from helpers.own_pictures import BROKEN, bomb, good_pairs, png, write_tar
+from helpers.own_images import BROKEN, bomb, good_pairs, png, write_tar
 
 from minidalle.config import DataConfig
 from minidalle.data import shards as shards_module
-from minidalle.data.images import decode_picture
-from minidalle.data.shards import load_shards
-from minidalle.data.tar_index import make_index, read_index
+from minidalle.data.images import decode_image
+from minidalle.data.shards import load_shards, make_index, read_index
 
-CAPTIONS = [f"picture number {i}" for i in range(30)]
+CAPTIONS = [f"image number {i}" for i in range(30)]
 DATA = DataConfig("folder", image_size=16, n_test=5)
 
 
@@ -43,15 +42,15 @@ def test_all_pairs_are_there_once_and_split(tmp_path):
     assert sorted(captions(train) + captions(test)) == sorted(CAPTIONS)
     assert 1 <= len(test) <= 8
     for i in range(len(train)):
-        picture, caption = train[i]
-        assert picture[:, 8, 8].tolist()[0] == int(caption.split()[-1])
+        image, caption = train[i]
+        assert image[:, 8, 8].tolist()[0] == int(caption.split()[-1])
 
 
 def test_pairs_equal_those_of_the_webdataset_library(tmp_path):
     root = write_shards(tmp_path)
     theirs = {}
     for sample in wds.WebDataset([str(p) for p in sorted(root.glob("*.tar"))], shardshuffle=False):
-        theirs[sample["txt"].decode()] = decode_picture(sample["png"])
+        theirs[sample["txt"].decode()] = decode_image(sample["png"])
     ours = {d.caption(i): d.read(i) for d in both(root) for i in range(len(d))}
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[caption], theirs[caption]) for caption in ours)
@@ -63,7 +62,7 @@ def test_the_index_is_kept_beside_the_tar_and_used(tmp_path, monkeypatch):
     assert sorted(p.name for p in root.iterdir() if "idx" in p.name) == [
         f"{k:05d}.tar.idx.npy" for k in range(3)
     ]
-    monkeypatch.setattr("minidalle.data.tar_index.make_index", lambda _: pytest.fail("made again"))
+    monkeypatch.setattr("minidalle.data.shards.make_index", lambda _: pytest.fail("made again"))
     assert captions(load_shards(root, "train", DATA)) == before
 
 
@@ -105,10 +104,10 @@ def test_a_broken_pair_is_skipped_counted_and_named(tmp_path, name):
     assert any(f"1 {BROKEN[name][2]} (extra.tar" in str(w.message) for w in seen)
 
 
-def test_a_caption_without_a_picture_is_counted(tmp_path):
+def test_a_caption_without_an_image_is_counted(tmp_path):
     root = write_shards(tmp_path)
-    tar = write_tar(root / "extra.tar", {"lonely": (None, b"no picture here")})
-    with pytest.warns(UserWarning, match=f"1 no picture \\({tar.name} at byte"):
+    tar = write_tar(root / "extra.tar", {"lonely": (None, b"no image here")})
+    with pytest.warns(UserWarning, match=f"1 no image \\({tar.name} at byte"):
         load_shards(root, "train", DATA)
 
 
@@ -141,7 +140,7 @@ def test_a_tar_cut_after_it_was_indexed_is_passed_over(tmp_path, monkeypatch, in
 
 
 def test_filters_leave_out_but_do_not_blame(tmp_path):
-    extra = {"wide": (png(size=(81, 40)), b"a wide picture"), "short": (png(), b"dog")}
+    extra = {"wide": (png(size=(81, 40)), b"a wide image"), "short": (png(), b"dog")}
     root = write_shards(tmp_path, extra=extra)
     data = dataclasses.replace(DATA, min_caption=5, max_aspect=2.0)
     with pytest.warns(UserWarning, match="of 32 pairs, left out by the options 2"):
@@ -201,9 +200,9 @@ def test_the_index_holds_true_offsets(tmp_path):
     raw = path.read_bytes()
     assert whole and len(index) == 4
     for entry in index:
-        start, size = int(entry["picture"]), int(entry["picture_size"])
-        picture = decode_picture(raw[start : start + size])
-        assert picture.shape == (3, entry["height"], entry["width"])
+        start, size = int(entry["image"]), int(entry["image_size"])
+        image = decode_image(raw[start : start + size])
+        assert image.shape == (3, entry["height"], entry["width"])
         start, size = int(entry["caption"]), int(entry["caption_size"])
         assert len(raw[start : start + size]) == entry["characters"]
     assert np.array_equal(read_index(path)[0], index)

@@ -8,7 +8,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from helpers.own_pictures import BROKEN, good_pairs, write_tar
+from helpers.own_images import BROKEN, good_pairs, write_tar
 
 from minidalle.config import DataConfig
 from minidalle.data.streams import Stream, is_url, load_stream
@@ -41,11 +41,11 @@ def test_an_epoch_holds_every_pair_once_and_epochs_differ(urls):
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_share_the_shards_out(urls, world):
     stream = Stream(urls, DATA)
-    parts = [stream.part((7, 0), rank, world, stream.crop) for rank in range(world)]
+    parts = [stream.of_rank((7, 0), rank, world, stream.crop) for rank in range(world)]
     seen = [caption for part in parts for caption in one_epoch(part, 40 // world)]
     assert numbers(seen) == list(range(40))
     with pytest.raises(ValueError, match="4 shards are too few for 5"):
-        stream.part((7, 0), 0, 5, stream.crop)
+        stream.of_rank((7, 0), 0, 5, stream.crop)
 
 
 @pytest.mark.slow
@@ -56,11 +56,11 @@ def test_worker_processes_share_the_shards_out(urls):
 
 def test_another_seed_is_another_shuffle(urls):
     stream = Stream(urls, DATA)
-    orders = [one_epoch(stream.part((seed,), 0, 1, stream.crop), 40) for seed in (1, 1, 2)]
+    orders = [one_epoch(stream.of_rank((seed,), 0, 1, stream.crop), 40) for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_pictures_over_http_and_a_missing_shard(tmp_path, monkeypatch):
+def test_images_over_http_and_a_missing_shard(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     for k in range(3):
         write_tar(tmp_path / f"{k}.tar", good_pairs(6))
@@ -113,14 +113,14 @@ def test_what_counts_as_a_url():
     assert not is_url("/data/http:/x") and not is_url("C:\\data") and not is_url("data")
 
 
-def test_a_picture_of_a_stream_is_cropped_with_its_own_generator(urls):
-    def crop(picture, size, generator):
+def test_an_image_of_a_stream_is_cropped_with_its_own_generator(urls):
+    def crop(image, size, generator):
         return torch.rand((3, size, size), generator=generator)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        part = Stream(urls, DATA).part((3, 1), 0, 1, crop)
-        again = Stream(urls, DATA).part((3, 1), 0, 1, crop)
+        part = Stream(urls, DATA).of_rank((3, 1), 0, 1, crop)
+        again = Stream(urls, DATA).of_rank((3, 1), 0, 1, crop)
     first, second = (list(itertools.islice(p.examples(0), 3)) for p in (part, again))
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first[0][0], first[1][0])
