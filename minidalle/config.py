@@ -110,6 +110,8 @@ class TrainConfig:
     warmup: int = 0  # linear from 0
     halve_at: tuple[int, ...] = ()  # instead of the cosine: halve the rate at these updates
     lr_steps: int = 0  # length of the cosine; 0 means `steps`
+    fall: float = 0.0  # instead of the cosine: constant, then straight down over this last share
+    muon_lr: float = 0.0  # Muon's rate for the blocks' matrices; 0 leaves them to AdamW
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0

@@ -96,7 +96,7 @@ def fit(
         run.start(journal, resume)
         for step, batch in zip(range(run.step, config.steps), batches(run.step), strict=False):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, config)
+                group["lr"] = learning_rate(step, config) * group.get("rate", 1.0)
 
             metrics = Counter()
             for part, examples in enumerate(split_batch(batch, config.accumulate, device)):
