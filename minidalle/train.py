@@ -92,7 +92,10 @@ def fit(
     run = Run(folder, live, checkpoints, config, known)
 
     journal = Journal(folder, is_main=is_main, tensorboard=tensorboard)
-    with journal, _stop_signals() as signals, _memory_advice(config), _globals(device) as others:
+    with (
+        journal, _stop_signals() as signals, _memory_advice(config), _globals(device) as others,
+        _no_denormals(),
+    ):  # fmt: skip
         run.start(journal, resume)
         for step, batch in zip(range(run.step, config.steps), batches(run.step), strict=False):
             for group in optimizer.param_groups:
@@ -246,6 +249,19 @@ def _globals(device: str | torch.device):
     yield generators
     for generator, state in zip(generators, states, strict=True):
         generator.set_state(state)
+
+
+@contextmanager
+def _no_denormals():
+    """Let numbers below 1e-38 be zero: processors take many times as long for them.
+
+    The setting is the whole process's, and torch cannot say what it was: it is off afterwards.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @contextmanager

@@ -18,12 +18,12 @@ from minidalle.judge import train_judge, true_scenes
 
 HERE = Path(__file__).resolve().parent
 RUN = HERE.parent.parent / "runs" / "shipped" / "toy"
-STEPS = 1500  # updates of the judge
+STEPS = 2500  # updates of the judge
 
 
 def build_judge(folder: Path, seed: int = 0) -> None:
     """Train the judge on true scenes, say how often it is right on unseen ones."""
-    scenes = true_scenes(12_000, seed)
+    scenes = true_scenes(20_000, seed)
     bar = tqdm(total=STEPS, desc="judge", disable=None)
     judge = train_judge(
         scenes.images, scenes.attributes, STEPS, progress=lambda step, loss: bar.update()
