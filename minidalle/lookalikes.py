@@ -1,0 +1,65 @@
+"""Batches for CLIP in which many captions differ in one attribute only: hard negatives.
+
+N examples, B rows of a batch, A attributes. In a batch drawn at random two captions nearly always
+differ in several things at once, and CLIP learns to look at the easiest of them.
+Source: ours; hard negative captions as in Yuksekgonul et al. 2023, arXiv:2210.01936.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+WEIGHTS = {"shape": 0.4, "position": 0.25}  # how often a family varies each; others share the rest
+
+
+class Lookalikes:
+    """Families of examples that are alike in all attributes but one.
+
+    attributes: of each example, complete; stated: what its caption states of them.
+    """
+
+    def __init__(self, attributes: Sequence[dict[str, str]], stated: Sequence[dict[str, str]]):
+        self.names = list(attributes[0])
+        self.values = {k: sorted({a[k] for a in attributes}) for k in self.names}
+        self.members: dict[tuple[int, ...], list[int]] = {}  # examples by their attributes
+        self.shown = self._codes(attributes)  # (N, A)
+        self.said = self._codes(stated)  # (N, A), -1 where the caption is silent
+        for i, key in enumerate(map(tuple, self.shown.tolist())):
+            self.members.setdefault(key, []).append(i)
+        self.keys = list(self.members)
+        rest = (1 - sum(WEIGHTS.get(k, 0) for k in self.names)) / max(
+            1, sum(k not in WEIGHTS for k in self.names)
+        )
+        weights = np.array([WEIGHTS.get(k, rest) for k in self.names])
+        self.weights = weights / weights.sum()
+
+    def _codes(self, attributes: Sequence[dict[str, str]]) -> Tensor:
+        index = {k: {v: i for i, v in enumerate(self.values[k])} for k in self.names}
+        rows = [[index[k][a[k]] if k in a else -1 for k in self.names] for a in attributes]
+        return torch.tensor(rows)
+
+    def batch(self, size: int, generator: np.random.Generator) -> np.ndarray:
+        """Draw the rows (size,) of one batch, family after family.
+
+        A family has one example for each value of one attribute; combinations that no example
+        has, such as held-out pairs, are passed over.
+        """
+        rows: list[int] = []
+        while len(rows) < size:
+            key = self.keys[generator.integers(len(self.keys))]
+            which = generator.choice(len(self.names), p=self.weights)
+            for value in range(len(self.values[self.names[which]])):
+                members = self.members.get((*key[:which], value, *key[which + 1 :]), [])
+                if members:
+                    rows.append(members[generator.integers(len(members))])
+        return np.array(rows[:size])
+
+    def fits(self, rows: np.ndarray | Tensor) -> Tensor:
+        """Say which caption is true of which image, as far as it states anything.
+
+        Returns (B, B) bool, [i, j]: the caption of rows[i] is true of the image of rows[j].
+        """
+        said, shown = self.said[rows][:, None], self.shown[rows][None]  # (B, 1, A), (1, B, A)
+        return ((said == shown) | (said < 0)).all(-1)
