@@ -73,6 +73,7 @@ class DALLEConfig:
     kernel: int = 11  # side of the convolution mask in the last layer
     text_weight: float = 1 / 8  # the image loss weighs 1 - text_weight
     caption_dropout: float = 0.0  # share of captions emptied in training, for guidance
+    residual_init: float = 1.0  # scale of the blocks' first outputs; 0 starts them as the identity
     attention: str = "auto"  # how masks are executed: 'auto' 'dense' 'gathered' 'flex'
     checkpointing: bool = False  # recompute each block's activations in the backward pass
 
@@ -119,6 +120,8 @@ class TrainConfig:
     clip_variance: float = 0.0  # of Adam's second moment; 0 is off
     ema_decay: float = 0.999
     ema_every: int = 1
+    lookalikes: float = 0.0  # CLIP: share of batches whose captions differ in one attribute only
+    rebuilt: float = 0.0  # CLIP: share of images that come from the dVAE
     accumulate: int = 1  # parts a batch is split into
     precision: str = "float32"  # 'float32' 'bfloat16' or 'auto', see train.autocast
     compile: bool = False  # torch.compile fuses the blocks: for a GPU, no gain on a CPU

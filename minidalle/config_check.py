@@ -94,14 +94,16 @@ def _check_ranges(section: str, part: object) -> None:
         "data": {"min_caption", "max_aspect"},
         "tokenizer": {"dropout"},
         "dvae": {"beta", "n_pools", "min_log_b"},
-        "dalle": {"caption_dropout", "text_weight"},
+        "dalle": {"caption_dropout", "text_weight", "residual_init"},
     }.get(section, {"lr_end", "warmup", "lr_steps", "weight_decay", "clip_norm", "clip_variance",
-                    "ema_decay", "keep", "fall", "muon_lr"})  # fmt: skip
+                    "ema_decay", "keep", "fall", "muon_lr",
+                    "lookalikes", "rebuilt"})  # fmt: skip
     for name, value in dataclasses.asdict(part).items():
         if name == "min_log_b" or isinstance(value, str | bool | tuple | types.NoneType):
             continue
         if value < 0 or (value == 0 and name not in may_be_zero):
             raise ValueError(f"{section}.{name}={value} must be positive")
-    for name in ("dropout", "caption_dropout", "text_weight", "ema_decay", "fall"):
+    for name in ("dropout", "caption_dropout", "text_weight", "ema_decay", "fall", "lookalikes",
+                 "rebuilt"):
         if getattr(part, name, 0) > 1:
             raise ValueError(f"{section}.{name}={getattr(part, name)} must be at most 1")

@@ -5,13 +5,22 @@ differ in several things at once, and CLIP learns to look at the easiest of them
 Source: ours; hard negative captions as in Yuksekgonul et al. 2023, arXiv:2210.01936.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from minidalle import shapes
+from minidalle.captioned import InMemory
+from minidalle.config import Config
+from minidalle.order import Order
+from minidalle.token_cache import all_tokens
+
 WEIGHTS = {"shape": 0.4, "position": 0.25}  # how often a family varies each; others share the rest
+N_REBUILT = 6000  # examples of which a reconstruction is kept
 
 
 class Lookalikes:
@@ -63,3 +72,52 @@ class Lookalikes:
         """
         said, shown = self.said[rows][:, None], self.shown[rows][None]  # (B, 1, A), (1, B, A)
         return ((said == shown) | (said < 0)).all(-1)
+
+
+def batches(
+    dataset: InMemory,
+    config: Config,
+    tokenizer,
+    dvae: torch.nn.Module,
+    seed: int = 0,
+    cache: Path | None = None,
+) -> Callable[[int], Iterator[dict[str, Tensor]]]:
+    """As `loader.batches` for CLIP on the drawn shapes, but with look-alikes and reconstructions.
+
+    A share config.train_clip.lookalikes of the updates take families, the others the usual order;
+    of the images a share config.train_clip.rebuilt comes from the dVAE, as all candidates will.
+    Yields "images" (B, 3, S, S) in [0, 1], "text" (B, L) and "fits" (B, B) for CLIP.loss.
+    """
+    train, length = config.train_clip, config.dalle.text_len - 1
+    n = len(dataset)
+    captions = [dataset.caption(i) for i in range(n)]
+    attributes = [dataset.attributes(i) for i in range(n)]
+    families = Lookalikes(attributes, [shapes.read_caption(c) for c in captions])
+    text = tokenizer.encode_batch(captions, length)  # (N, L)
+    rebuilt = rebuild(dvae, all_tokens(dataset, dvae, cache)[:N_REBUILT])
+    order = Order([n], seed)
+
+    def from_step(start: int) -> Iterator[dict[str, Tensor]]:
+        for step in count(start):
+            draw = np.random.default_rng([seed, step])
+            if draw.random() < train.lookalikes:
+                rows = families.batch(train.batch_size, draw)
+            else:
+                rows = order.batch(step, train.batch_size)
+            images = dataset.images[rows].clone()  # (B, 3, S, S)
+            again = np.flatnonzero((draw.random(len(rows)) < train.rebuilt) & (rows < len(rebuilt)))
+            images[again] = rebuilt[rows[again]]
+            yield {"images": images / 255, "text": text[rows], "fits": families.fits(rows)}
+
+    return from_step
+
+
+@torch.no_grad()
+def rebuild(dvae: torch.nn.Module, tokens: np.ndarray) -> Tensor:
+    """Decode image tokens (N, G * G) -> uint8 (N, 3, S, S)."""
+    grid = dvae.config.grid
+    parts = [
+        dvae.decode(torch.from_numpy(part.astype(np.int64)).view(-1, grid, grid))
+        for part in np.array_split(tokens, range(128, len(tokens), 128))
+    ]
+    return (torch.cat(parts).cpu() * 255).round().byte()

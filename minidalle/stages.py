@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minidalle import data, plot
+from minidalle import data, lookalikes, plot
 from minidalle.attention import masks_are_constants
 from minidalle.checkpoint import config_from_json, config_to_json, load_model, write_atomically
 from minidalle.clip import CLIP, ResidualAttentionBlock
@@ -142,7 +142,12 @@ def train_stage(
         _check_dvae(config, loaded["dvae"])
     train_set, test_set = data.load(config, "train"), data.load(config, "test")
     options = dict(loaded, seed=config.seed, cache=run / "cache" if stage == "dalle" else None)
-    batches = data.batches(train_set, config, stage, **options, rank=rank, world=world)
+    if stage == "clip" and (config.train_clip.lookalikes or config.train_clip.rebuilt):
+        dvae = load_stage(run, "dvae", device)
+        again = dict(seed=config.seed, cache=run / "cache")
+        batches = lookalikes.batches(train_set, config, loaded["tokenizer"], dvae, **again)
+    else:
+        batches = data.batches(train_set, config, stage, **options, rank=rank, world=world)
     shared = dict(rank=rank, world=world) if stage == "dalle" else {}
     tests = data.batches(test_set, config, stage, **options, **shared)
     evaluate, sheet = share(*CALLBACKS[stage](config, test_set, next(tests(0)), **loaded))
