@@ -5,7 +5,7 @@ Counted: processor seconds of one thread for tokenizer, dVAE and prior, evaluati
 included; drawing the world (8 s) and CLIP stand apart. "exact" means that the judge reads every
 attribute that the caption states.
 Run: OMP_NUM_THREADS=1 python benchmarks/records.py --change "what is new" --seeds 0 1 2
-     [--clip] [dvae.vocab_size=192 …]          adds a row to records.json, writes records.md
+     [--candidates 64] [dvae.vocab_size=192 …]  adds a row to records.json, writes records.md
      … --table            only writes records.md again
 """
 
@@ -47,8 +47,8 @@ def train(config: Config, run: Path, clip: bool) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def measure(run: Path, seed: int, clip: bool) -> dict[str, dict[str, float]]:
-    """Return the shares in percent of each kind: 'rebuilt', 'one', and with CLIP 'best of 16'."""
+def measure(run: Path, seed: int, candidates: int) -> dict[str, dict[str, float]]:
+    """Return the shares in percent of each kind: 'rebuilt', 'one', with candidates 'best of …'."""
     pipeline, judge, found = Pipeline.load(run), Judge.load(JUDGE), {}
     for kind, cases in toy_cases(N, seed).items():
         rebuilt, _ = rebuild(pipeline, cases.images)
@@ -57,9 +57,9 @@ def measure(run: Path, seed: int, clip: bool) -> dict[str, dict[str, float]]:
         generator = torch.Generator().manual_seed(seed)
         drawn = pipeline.dvae.decode(sample(pipeline.dalle, text, N, generator=generator))
         images = {"rebuilt": (rebuilt, cases.attributes), "one": (drawn, cases.wanted)}
-        if clip:
-            pool = draw_pool(pipeline, cases.captions, 64, seed)
-            for n in (16, 64):
+        if candidates:
+            pool = draw_pool(pipeline, cases.captions, candidates, seed)
+            for n in (n for n in (4, 16, 64) if n <= candidates):
                 best = pool.scores[:, :n].argmax(1)
                 chosen = pool.images[torch.arange(N), best] / 255
                 images[f"best of {n}"] = chosen, cases.wanted
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="section.field=value")
     parser.add_argument("--change", default="the toy preset")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--clip", action="store_true", help="train CLIP too, draw 64 candidates")
+    parser.add_argument("--candidates", type=int, default=0, help="train CLIP, draw so many")
     parser.add_argument("--table", action="store_true", help="only write records.md again")
     parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "records")
     options = parser.parse_args()
@@ -126,9 +126,9 @@ def main() -> None:
         for seed in options.seeds:
             config = get_config("toy", [*options.overrides, f"seed={seed}"])
             run = options.runs / f"{len(rows):02d}-seed{seed}"
-            seconds = train(config, run, options.clip)
+            seconds = train(config, run, options.candidates > 0)
             row["runs"].append({"seed": seed, "seconds": seconds})
-            row["runs"][-1]["shares"] = measure(run, seed, options.clip)
+            row["runs"][-1]["shares"] = measure(run, seed, options.candidates)
             print(json.dumps(row["runs"][-1]), flush=True)
         rows.append(row)
         path.write_text(json.dumps(rows, indent=1) + "\n")
