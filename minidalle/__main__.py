@@ -16,6 +16,7 @@ import torch
 from minidalle import data, demo, plot, stages
 from minidalle.checkpoint import load_model
 from minidalle.config import PRESETS, Config, get_config, replace
+from minidalle.metrics import nearest_psnr
 from minidalle.stages import SHIPPED, use_half_the_cores
 
 EXAMPLES = {
@@ -41,6 +42,7 @@ HELP = {
     "plan": "what a preset needs: parameters, memory, time",
     "demo": "all stages in a row on the toy world, then a sheet of samples",
 }
+N_TESTS = 200  # test pictures whose nearest training picture is looked for
 N_NEIGHBOURS = 5000  # training pictures searched for copies
 STAGES = ("tokenizer", "dvae", "dalle", "clip")
 
@@ -184,6 +186,10 @@ def run_data(args: argparse.Namespace) -> None:
     figure = plot.show_captioned(images, captions)
     path = plot.save(figure, run / "data.png")
     print(f"{len(train)} training and {len(test)} test pictures of {config.data.name!r}.")
+    if isinstance(train, data.InMemory):
+        tests = torch.stack([test[i][0] for i in range(min(N_TESTS, len(test)))])
+        decibels = nearest_psnr(tests, train.images).median()
+        print(f"The nearest training picture of a test picture: {decibels:.1f} dB (the median).")
     print(f"Wrote {path}. Next: python -m minidalle tokenizer {_options(args)}")
 
 
