@@ -3,7 +3,8 @@
 Target: at least 90 % exact, one sample at temperature 1, held-out pairs, 256 captions, 3 seeds.
 Counted: processor seconds of one thread for tokenizer, dVAE and prior, evaluations and saving
 included; drawing the world (8 s) and CLIP stand apart. "exact" means that the judge reads every
-attribute that the caption states.
+attribute that the caption states. Rows called "laboratory" were measured by a loop of their own:
+one seed, 512 captions (best of 16: 192), neither evaluations nor saving counted.
 Run: OMP_NUM_THREADS=1 python benchmarks/records.py --change "what is new" --seeds 0 1 2
      [--candidates 64] [dvae.vocab_size=192 …]  adds a row to records.json, writes records.md
      … --table            only writes records.md again
