@@ -103,7 +103,14 @@ def _check_ranges(section: str, part: object) -> None:
             continue
         if value < 0 or (value == 0 and name not in may_be_zero):
             raise ValueError(f"{section}.{name}={value} must be positive")
-    for name in ("dropout", "caption_dropout", "text_weight", "ema_decay", "fall", "lookalikes",
-                 "rebuilt"):
+    for name in (
+        "dropout",
+        "caption_dropout",
+        "text_weight",
+        "ema_decay",
+        "fall",
+        "lookalikes",
+        "rebuilt",
+    ):
         if getattr(part, name, 0) > 1:
             raise ValueError(f"{section}.{name}={getattr(part, name)} must be at most 1")

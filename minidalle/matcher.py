@@ -29,7 +29,7 @@ def masks() -> tuple[Tensor, list[dict[str, str]]]:
     found, names = [], []
     for shape, size, position in product(shapes.SHAPES, shapes.SIZES, shapes.POSITIONS):
         for scale, dx, dy in product(scales, shifts, shifts):
-            centre = np.array(shapes.POSITIONS[position]) + (dx, dy)
+            centre = np.array(shapes.POSITIONS[position]) + np.array([dx, dy])
             found.append(shapes.cover(shape, centre, shapes.SIZES[size] * scale))
             names.append({"shape": shape, "size": size, "position": position})
     return torch.from_numpy(np.stack(found)).float(), names

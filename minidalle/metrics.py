@@ -188,7 +188,7 @@ def nearest_pictures(samples: Tensor, training: Tensor, k: int = 1) -> tuple[Ten
 
 
 def nearest_psnr(test: Tensor, training: Tensor) -> Tensor:
-    """Say how near the nearest training image of each test image lies: is the world learnt by heart?
+    """Say how near the nearest training image of each test image lies: could one learn by heart?
 
     test (N, 3, S, S), training (M, 3, S, S), both uint8. Returns dB (N,), 8-bit copies at 48 or so.
     """

@@ -208,7 +208,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 def _adamw(groups: list[dict], config: TrainConfig) -> torch.optim.Optimizer:
-    """Return torch's fused AdamW, or ours where the second moment is clipped, which torch cannot."""
+    """Return torch's fused AdamW, or ours where the second moment is clipped: torch cannot."""
     if config.clip_variance:
         variance = config.clip_variance
         return AdamW(groups, config.lr, config.betas, config.eps, clip_variance=variance)

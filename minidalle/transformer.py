@@ -115,8 +115,8 @@ def initial_value(
     """Return the first value of the parameter called `name`, float32 on the CPU.
 
     Norms start as the identity, biases at 0, all else as normal(0, 0.02), with the two outputs
-    onto the identity path scaled by residual/sqrt(2 n_layers). The draw depends on (seed, name) alone:
-    it is the same in any order, for any number of processes.
+    onto the identity path scaled by residual/sqrt(2 n_layers). The draw depends on (seed, name)
+    alone: it is the same in any order, for any number of processes.
     """
     module, _, leaf = name.rpartition(".")
     if leaf == "bias":

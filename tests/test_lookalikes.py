@@ -1,5 +1,7 @@
 """Look-alike batches: families that differ in one attribute, and what else a caption fits."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 
@@ -15,7 +17,7 @@ def test_neighbours_in_a_batch_differ_in_one_attribute():
     families = Lookalikes(SCENES.attributes, STATED)
     rows = families.batch(64, np.random.default_rng(0))
     assert rows.shape == (64,)
-    pairs = zip(rows, rows[1:], strict=False)
+    pairs = pairwise(rows)
     differ = [sum(SCENES.attributes[i][k] != SCENES.attributes[j][k] for k in shapes.ATTRIBUTES)
               for i, j in pairs]  # fmt: skip
     assert np.mean(np.array(differ) <= 1) > 0.2

@@ -23,7 +23,7 @@ def test_a_mask_is_the_share_of_pixels_that_the_object_covers():
         name, size = names[index], shapes.SIZES[names[index]["size"]]
         inks = (cover[index] > 0.5).sum().item()
         assert 0.2 * size**2 < inks < 4 * size**2, name
-    assert 0 <= cover.min() and cover.max() <= 1
+    assert cover.min() >= 0 and cover.max() <= 1
 
 
 def test_the_nearest_rendering_is_right_on_true_scenes(scenes, found):
