@@ -146,7 +146,7 @@ def train_stage(
     if model is None:
         model = build(config, stage)
         if stage == "dvae" and config.dvae.spread_codes:
-            some = torch.stack([train_set[i][0] for i in range(min(N_SPREAD, len(train_set)))])
+            some, _ = data.first(train_set, N_SPREAD)
             generator = torch.Generator().manual_seed(config.seed)
             spread_codes(model, some.float() / 255, generator)
     return fit(model, batches, getattr(config, f"train_{stage}"), run / stage, **options | scale)
