@@ -184,7 +184,7 @@ def run_data(args: argparse.Namespace) -> None:
     path = plot.save(figure, run / "data.png")
     n = len(train) if isinstance(train, Sized) else "streamed"
     print(f"{n} training and {len(test)} test images of {config.data.name!r}.")
-    learnt = stages.finished(run, "tokenizer", config)
+    learnt = (run / "tokenizer" / "tokenizer.json").is_file()
     tokenizer = stages.load_stage(run, "tokenizer") if learnt else None
     if cut := data.cut_captions(train, tokenizer, config):
         print(f"{cut[0].upper()}{cut[1:]}.")

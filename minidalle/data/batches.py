@@ -125,7 +125,7 @@ def batches(
 def cut_captions(dataset: Captioned | Stream, tokenizer, config: Config) -> str:
     """Say how many captions are too long for the transformer; '' where none is.
 
-    Of a large set 10,000 are looked at, of a stream 200. tokenizer None: as if one were trained.
+    Of a large set 10,000 are looked at, of a stream 200. tokenizer None: one learnt from these.
     """
     texts = []
     if isinstance(dataset, Stream):
@@ -137,11 +137,12 @@ def cut_captions(dataset: Captioned | Stream, tokenizer, config: Config) -> str:
             with contextlib.suppress(Unusable):
                 texts.append(dataset.caption(i))
     length = config.dalle.text_len - 1
+    about = "" if tokenizer else "about "
     tokenizer = tokenizer or BPETokenizer.train(texts, config.tokenizer.vocab_size)
     n = int((tokenizer.encode_batch(texts, length + 1)[:, -1] != PAD).sum())
     verb = "is" if n == 1 else "are"
-    line = f"{n} of {len(texts)} captions {verb} longer than {length} tokens (dalle.text_len - 1)"
-    return f"{line} and {verb} cut" if n else ""
+    which = f"{about}{n} of {len(texts)} captions {verb} longer than {length} tokens"
+    return f"{which} (dalle.text_len - 1) and {verb} cut" if n else ""
 
 
 Reader = Callable[[int], Iterator[tuple[Tensor, list[str]]]]  # start -> (images, captions), …

@@ -160,13 +160,24 @@ def test_the_first_pairs_of_a_stream_are_found_without_its_length(urls):
     assert images.shape == (7, 3, 16, 16) and len(captions) == 7
 
 
-def test_the_verbs_take_a_stream(tmp_path, urls, capsys):
-    options = ["--run", str(tmp_path / "run"), "--data", "::".join(urls), "dvae.n_hid=8",
-               "train_dvae.batch_size=4", "train_dvae.steps=1"]  # fmt: skip
+def test_the_data_and_the_first_stage_take_a_stream(tmp_path, urls, capsys):
+    sizes = ["dvae.n_hid=8", "dalle.text_len=5", "clip.context_length=6"]
+    sizes += ["train_dvae.batch_size=4", "train_dvae.steps=1"]
+    options = ["--run", str(tmp_path / "run"), "--data", "::".join(urls), *sizes]
     assert main(["data", *options]) == 0
-    assert "streamed training and 10 test images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "streamed training and 10 test images" in said
+    assert "About 200 of 200 captions are longer than 4 tokens" in said
     with pytest.warns(UserWarning, match="cannot be resumed exactly"):
         assert main(["dvae", *options]) == 0  # starts from codes spread over the data
+
+
+@pytest.mark.slow
+def test_a_run_is_measured_on_a_stream(tmp_path, urls, monkeypatch):
+    monkeypatch.setattr("minidalle.__main__.N_NEIGHBOURS", 8)
+    toy = str(shutil.copytree(SHIPPED / "toy", tmp_path / "toy"))
+    own = ["--data", "::".join(urls), "-n", "2", "--candidates", "1"]
+    assert main(["evaluate", "--run", toy, *own]) == 0
 
 
 def test_a_key_that_comes_again_or_has_a_dot_mixes_nothing(tmp_path):
