@@ -17,7 +17,7 @@ import torch
 from minidalle import data, plot, stages
 from minidalle.config import PRESETS, STAGES, Config, Typed, get_config, replace
 from minidalle.evaluation import demo
-from minidalle.models import read_model
+from minidalle.models import MissingStage, read_model
 from minidalle.stages import SHIPPED, use_half_the_cores
 
 EXAMPLES = {
@@ -286,7 +286,7 @@ def _find_run(args: argparse.Namespace) -> Path:
     shipped = SHIPPED / args.preset
     if shipped.is_dir():
         return shipped
-    raise stages.MissingStage(
+    raise MissingStage(
         f"no trained run in {folder}: train one with `python -m minidalle tokenizer "
         f"--preset {args.preset}` and the verbs after it, or name one with --run"
     )
@@ -327,12 +327,12 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def run_plan(args: argparse.Namespace) -> None:
     """Print what a preset needs."""
-    from minidalle.scale import card, plan
+    from minidalle.scale import plan
 
     config = _config(args)
     if args.card is not None:
         named = any(word.startswith("--preset") for word in sys.argv)  # else: every preset
-        print(card.card_table(config if named else None, args.card))
+        print(plan.gpu_table(config if named else None, args.card))
     else:
         print(plan.table(plan.plan(config, gpus=args.gpus, batch=args.batch)))
 

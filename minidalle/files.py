@@ -7,13 +7,17 @@ Source: https://github.com/huggingface/safetensors#format.
 """
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -65,12 +69,23 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[st
         memory = tensor.untyped_storage().data_ptr()
         plain[name] = tensor.clone() if memory in seen else tensor
         seen.add(memory)
+    metadata = metadata | {"checksum": _checksum(plain)}
     write_atomically(path, lambda aside: save_file(plain, aside, metadata))
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    """Return the CRC-32 of all names and bytes, in the order of the names."""
+    total = 0
+    for name in sorted(tensors):
+        content = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        total = zlib.crc32(content.numpy(), zlib.crc32(name.encode(), total))
+    return f"{total:08x}"
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a safetensors file, on the CPU, and its metadata.
 
+    A file that holds no checksum is taken as it is.
     Raises CheckpointError, naming the file, where it is missing, damaged or something else.
     """
     path = Path(path)
@@ -78,16 +93,43 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} is a folder, not a file" if path.exists() else f"no {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or no safetensors file ({error})") from error
+    if metadata.get("checksum", found := _checksum(tensors)) != found:
+        raise CheckpointError(f"{path} is damaged: its tensors are not those that were written")
+    return tensors, metadata
 
 
-def save_model(folder: str | Path, weights: dict[str, Tensor], config: str) -> None:
-    """Write a finished model into `folder`: model.safetensors, and config.json from a text."""
+def save_model(
+    folder: str | Path,
+    weights: dict[str, Tensor],
+    config: str,
+    made_from: dict[str, str] | None = None,
+) -> None:
+    """Write a finished model into `folder`: model.safetensors, and config.json from a text.
+
+    made_from: the digests of the files of earlier stages that it was trained on, by stage.
+    """
     write_text(Path(folder) / "config.json", config)
-    save_tensors(Path(folder) / "model.safetensors", weights, {"format": "pt"})
+    metadata = {"format": "pt", "made_from": json.dumps(made_from or {})}
+    save_tensors(Path(folder) / "model.safetensors", weights, metadata)
+
+
+def digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file, without its tensors; errors as `load_tensors`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file ({error})") from error
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

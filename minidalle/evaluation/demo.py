@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from minidalle import plot, stages
 from minidalle.config import Config
 from minidalle.data import shapes
-from minidalle.evaluation.candidates import rebuild
+from minidalle.evaluation.candidates import draw_candidates, reconstruct
 from minidalle.evaluation.judge import Judge
 from minidalle.evaluation.measure import evaluate, table
+from minidalle.evaluation.metrics import right
 from minidalle.files import write_text
 from minidalle.generate import Pipeline
 
@@ -24,7 +24,7 @@ CAPTIONS = (
     "a large yellow star in the top left on a black background",
     "in the bottom right, a little cyan ring on white",
     "on a grey background, a big blue square in the middle",
-    # Pairs of shape and colour that no training picture shows:
+    # Pairs of shape and colour that no training image shows:
     "a large red star in the middle on a navy background",
     "a small green heart in the top right on a white background",
     "big pink square, bottom left, black background",
@@ -32,10 +32,17 @@ CAPTIONS = (
 )
 CANDIDATES = 16
 N_OTHERS = 4  # samples shown beside the best
+N_CAPTIONS, SEEDS = 32, 4  # of each kind for each seed, so 128; the shipped numbers take more
 
 
 def run(
-    config: Config, folder: Path, judge_folder: Path, device: str = "cpu", fresh: bool = False
+    config: Config,
+    folder: Path,
+    judge_folder: Path,
+    device: str = "cpu",
+    fresh: bool = False,
+    n: int = N_CAPTIONS,
+    seeds: int = SEEDS,
 ) -> None:
     """Train what is not trained yet, write folder/demo.png and demo.json, print a table."""
     began = time.monotonic()
@@ -49,57 +56,40 @@ def run(
     trained = time.monotonic() - began
     pipeline, judge = Pipeline.load(folder, device=device), Judge.load(judge_folder)
     path = plot.save(sheet(pipeline, judge, config.seed), folder / "demo.png")
-    numbers = evaluate(pipeline, judge, n=128, candidates=CANDIDATES, seed=config.seed)
+    options = dict(n=n, candidates=CANDIDATES, seeds=seeds, seed=config.seed)
+    numbers = evaluate(pipeline, judge, **options)
     write_text(folder / "demo.json", json.dumps(numbers, indent=1))
     print(table(numbers))
     print(f"Training took {trained:.0f} s. The samples are in {path}: open it.")
 
 
 def sheet(pipeline: Pipeline, judge: Judge, seed: int = 0):
-    """Draw CAPTIONS: a true picture, its reconstruction, the best sample and others."""
-    wanted = [_complete(shapes.read_caption(caption)) for caption in CAPTIONS]
-    scenes = shapes.render(wanted)
-    true, (rebuilt, _) = scenes.float() / 255, rebuild(pipeline, scenes)
-    rows, scores = [], []
-    for i, caption in enumerate(CAPTIONS):
-        generator = torch.Generator().manual_seed(seed + i)
-        images, score = pipeline.generate(
-            caption, n=CANDIDATES, candidates=CANDIDATES, generator=generator, progress=False
-        )
-        rows.append(images.cpu())
-        scores.append(score.tolist())
-    drawn = torch.stack(rows)  # (captions, candidates, 3, H, W), best first
+    """Draw CAPTIONS: a true image, its reconstruction, the best sample and others."""
+    stated = [shapes.read_caption(caption) for caption in CAPTIONS]
+    full = [{"position": "middle"} | a for a in stated]  # a true image needs a position
+    true = shapes.render(full)
+    rebuilt, _ = reconstruct(pipeline, true)
+    drawn = draw_candidates(pipeline, CAPTIONS, CANDIDATES, seed, progress=False)
+    ranked = drawn.scores.argsort(1, descending=True)  # (captions, candidates), best first
     # The others are spread over the ranks, the last one included: nobody hides the failures.
-    ranks = torch.linspace(1, CANDIDATES - 1, N_OTHERS).round().int().tolist()
-    columns = [("true", true), ("rebuilt", rebuilt), (f"best of {CANDIDATES}", drawn[:, 0])]
-    columns += [(f"rank {r + 1}", drawn[:, r]) for r in ranks]
-    notes = [
-        ["", _mark(judge, rebuilt[i], wanted[i])]
-        + [f"{scores[i][r]:.2f} {_mark(judge, drawn[i, r], _stated(i))}" for r in (0, *ranks)]
-        for i in range(len(CAPTIONS))
-    ]
+    ranks = [0, *torch.linspace(1, CANDIDATES - 1, N_OTHERS).round().int().tolist()]
+    rows = torch.arange(len(CAPTIONS))
+    columns = [("true", true / 255), ("rebuilt", rebuilt)]
+    notes = [["", mark] for mark in _marks(judge, rebuilt, full)]
+    for rank in ranks:
+        images = drawn.images[rows, ranked[:, rank]] / 255  # (captions, 3, H, W)
+        columns.append((f"rank {rank + 1}" if rank else f"best of {CANDIDATES}", images))
+        scores = drawn.scores[rows, ranked[:, rank]].tolist()
+        for note, score, mark in zip(notes, scores, _marks(judge, images, stated), strict=True):
+            note.append(f"{score:.2f} {mark}")
     captions = [
-        caption + ("\n(pair never seen in training)" if _is_new(wanted[i]) else "")
-        for i, caption in enumerate(CAPTIONS)
+        caption + "\n(pair never seen in training)" * ((a["shape"], a["colour"]) in shapes.HELD_OUT)
+        for caption, a in zip(CAPTIONS, stated, strict=True)
     ]
     title = "CLIP score; + right, - wrong by the judge"
     return plot.sample_sheet(captions, columns, notes, title)
 
 
-def _stated(i: int) -> dict[str, str]:
-    return shapes.read_caption(CAPTIONS[i])
-
-
-def _complete(attributes: dict[str, str]) -> dict[str, str]:
-    """Fill what a caption leaves open, so that a true picture can be drawn."""
-    return {"position": "middle"} | attributes
-
-
-def _is_new(attributes: dict[str, str]) -> bool:
-    return (attributes["shape"], attributes["colour"]) in shapes.HELD_OUT
-
-
-def _mark(judge: Judge, image: Tensor, wanted: dict[str, str]) -> str:
-    """'+' where the judge reads every wanted attribute off the picture, else '-'."""
-    found = judge.read(image[None].float())
-    return "+" if all(found[name][0] == value for name, value in wanted.items()) else "-"
+def _marks(judge: Judge, images: torch.Tensor, wanted: list[dict[str, str]]) -> list[str]:
+    """'+' where the judge reads every wanted attribute off an image, else '-'."""
+    return ["-+"[exact] for exact in right(judge.read(images), wanted)["exact"]]

@@ -1,13 +1,15 @@
-"""How good are the pictures? Numbers with their uncertainty, as functions of what was read or seen.
+"""How good are the images? Numbers with their uncertainty, as functions of what was read or seen.
 
-N pictures, F features, C captions, P candidates a caption, S side in pixels.
-Source: Ramesh et al. 2021, arXiv:2102.12092, section 3.1 and figure 9; Wilson 1927 (intervals);
-Heusel et al. 2017, arXiv:1706.08500 (Fréchet distance); Salimans et al. 2016, arXiv:1606.03498
-(inception score).
+N images, F features, C captions, P candidates a caption, S side in pixels.
+Source: Ramesh et al. 2021, arXiv:2102.12092, section 3.1 and figure 9; Wilson 1927, and Korn and
+Graubard 1998 (intervals); Heusel et al. 2017, arXiv:1706.08500 (Fréchet distance); Salimans et al.
+2016, arXiv:1606.03498 (inception score); Wang et al. 2004 (SSIM).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -33,18 +35,53 @@ def wilson(share: float, n: float) -> tuple[float, float]:
     return (0.0 if share == 0 else centre - half), (1.0 if share == 1 else centre + half)
 
 
-def estimate(share: float, n: float) -> dict[str, float]:
-    """Return a share with its 95% interval, ready for JSON."""
-    low, high = wilson(share, n)
-    return {"share": share, "low": low, "high": high, "n": n}
+def estimate(
+    values: Sequence[float], clusters: Sequence[Hashable] | None = None
+) -> dict[str, float]:
+    """Return the mean of values in [0, 1] with its 95% interval, ready for JSON.
+
+    clusters: what each value belongs to. Captions of one pair of shape and colour succeed or fail
+    together, so many of them say less than their number: the interval is Wilson's for as many
+    independent values as would vary like these, with Student's t for the number of clusters.
+    Without clusters, or where all values are 0 or all are 1, every value counts as independent.
+    """
+    n = len(values)
+    share = min(math.fsum(values) / n, 1.0)
+    n_effective: float = n
+    if clusters is not None:
+        # How much would the mean move with other clusters? Sum what each lies off, squared.
+        off: dict[Hashable, float] = {}
+        for value, cluster in zip(values, clusters, strict=True):
+            off[cluster] = off.get(cluster, 0.0) + value - share
+        groups = len(off)
+        variance = sum(x * x for x in off.values()) / n**2 * groups / max(groups - 1, 1)
+        if 0 < share < 1 and variance:
+            n_effective = min(share * (1 - share) / variance, n)
+        n_effective *= (Z95 / student95(groups - 1)) ** 2
+    low, high = wilson(share, n_effective) if n_effective else (0.0, 1.0)
+    found = {"share": share, "low": low, "high": high, "n": n}
+    return found if clusters is None else found | {"clusters": groups}
+
+
+def student95(freedom: int) -> float:
+    """Return the 97.5th percentile of Student's t within 1%, by its expansion from 3 degrees on."""
+    if freedom < 3:
+        return {1: 12.706, 2: 4.303}.get(freedom, math.inf)
+    z, v = Z95, freedom
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    )
 
 
 def right(
     found: Mapping[str, Sequence[str]], wanted: Sequence[Mapping[str, str]]
 ) -> dict[str, list]:
-    """Mark each attribute of each picture: 1 right, 0 wrong, None where nothing was asked for.
+    """Mark each attribute of each image: 1 right, 0 wrong, None where nothing was asked for.
 
-    found maps an attribute to what was read, one a picture; wanted has a dict for each picture.
+    found maps an attribute to what was read, one an image; wanted has a dict for each image.
     "exact" is added: 1 where all that was asked for is right.
     """
     marks = {
@@ -56,14 +93,21 @@ def right(
 
 
 def accuracy(
-    found: Mapping[str, Sequence[str]], wanted: Sequence[Mapping[str, str]]
+    found: Mapping[str, Sequence[str]],
+    wanted: Sequence[Mapping[str, str]],
+    clusters: Sequence[Hashable] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return, for each attribute and for "exact", the share of right answers and its interval.
 
-    Arguments as `right`. An attribute that nothing asked for is left out.
+    Arguments as `right` and `estimate`. An attribute that nothing asked for is left out.
     """
-    marks = {name: [m for m in ms if m is not None] for name, ms in right(found, wanted).items()}
-    return {name: estimate(sum(ms) / len(ms), len(ms)) for name, ms in marks.items() if ms}
+    accuracies = {}
+    for name, marks in right(found, wanted).items():
+        asked = [i for i, mark in enumerate(marks) if mark is not None]
+        if asked:
+            groups = None if clusters is None else [clusters[i] for i in asked]
+            accuracies[name] = estimate([marks[i] for i in asked], groups)
+    return accuracies
 
 
 def confusion(found: Sequence[str], wanted: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -76,23 +120,30 @@ def confusion(found: Sequence[str], wanted: Sequence[str]) -> dict[str, dict[str
 
 
 def best_of(scores: Tensor, values: Tensor, k: int) -> float:
-    """Expect what the best-scored of k candidates is worth, over all subsets of the pool.
+    """Expect what the best-scored of k candidates is worth: the mean of `each_best_of`.
+
+    Raises ValueError also where a score is NaN.
+    """
+    if scores.isnan().any():
+        raise ValueError("a score is NaN: candidates cannot be ranked (is there a clip?)")
+    return each_best_of(scores, values, k).mean().item()
+
+
+def each_best_of(scores: Tensor, values: Tensor, k: int) -> Tensor:
+    """Expect, for each caption, what the best-scored of k candidates is worth, over all subsets.
 
     scores, values (C, P): the reranker's score and the worth of each candidate of each caption.
     The candidate of rank r (0 is best) leads C(P - 1 - r, k - 1) of the C(P, k) subsets of size k,
     so every candidate counts and the estimate has no bias; k = 1 is the mean, k = P the best.
-    Returns the mean over captions. Raises ValueError unless 1 <= k <= P and no score is NaN.
+    Scores may be NaN for k = 1. Returns (C,) float64. Raises ValueError unless 1 <= k <= P.
     """
     P = scores.shape[1]
     if not 1 <= k <= P:
         raise ValueError(f"k must be between 1 and the {P} candidates there are, got {k}")
-    if scores.isnan().any():
-        raise ValueError("a score is NaN: candidates cannot be ranked (is there a clip?)")
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    ranked = values.double().gather(1, order)  # (C, P) best-scored first
-    total = math.comb(P, k)
-    weights = [math.comb(P - 1 - r, k - 1) / total for r in range(P)]
-    return (ranked @ torch.tensor(weights, dtype=torch.float64)).mean().item()
+    ranks = scores.argsort(dim=1, descending=True, stable=True)
+    ranked = values.double().gather(1, ranks)  # (C, P) best-scored first
+    weights = [math.comb(P - 1 - r, k - 1) / math.comb(P, k) for r in range(P)]
+    return ranked @ torch.tensor(weights, dtype=torch.float64)  # (C,)
 
 
 def powers_of_two(most: int) -> list[int]:
@@ -126,7 +177,7 @@ def frechet_distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> floa
 
 
 def inception_score(probabilities: Tensor) -> float:
-    """exp(mean KL(p(y | x) || p(y))): 1 when all pictures look alike, at most the classes.
+    """exp(mean KL(p(y | x) || p(y))): 1 when all images look alike, at most the classes.
 
     probabilities (N, classes), rows summing to 1. Raises ValueError when they do not.
     """
@@ -138,9 +189,9 @@ def inception_score(probabilities: Tensor) -> float:
 
 
 def gaussian_blur(images: Tensor, radius: float) -> Tensor:
-    """Blur pictures (N, 3, S, S) by a Gaussian of standard deviation `radius` pixels; 0 is none.
+    """Blur images (N, 3, S, S) by a Gaussian of standard deviation `radius` pixels; 0 is none.
 
-    The paper blurs both true and drawn pictures, since a dVAE loses detail (section 3.1).
+    The paper blurs both true images and samples, since a dVAE loses detail (section 3.1).
     Edges are repeated outwards. Raises ValueError for a negative radius.
     """
     if radius < 0:
@@ -175,8 +226,35 @@ def pixel_nats(images: Tensor, mu: Tensor, log_b: Tensor) -> Tensor:
     return -torch.where(near > 0, aside, astride)
 
 
-def nearest_pictures(samples: Tensor, training: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
-    """Find the training pictures nearest to each sample by pixels: the check against copying.
+def psnr(images: Tensor, true: Tensor) -> float:
+    """Return the mean peak signal-to-noise ratio in dB; both (N, 3, S, S) in [0, 1]."""
+    error = (images - true).square().flatten(1).mean(1)  # (N,)
+    return (-10 * error.clamp(min=1e-10).log10()).mean().item()
+
+
+def ssim(images: Tensor, true: Tensor) -> float:
+    """Return the mean structural similarity; both (N, 3, S, S) in [0, 1], S at least 11.
+
+    Means, variances and covariance under an 11-pixel Gaussian window of deviation 1.5, as Wang et
+    al. take them, on whole windows only; the mean over the three colours.
+    """
+    at = torch.arange(-5, 6, dtype=images.dtype, device=images.device)
+    window = torch.exp(-0.5 * (at / 1.5) ** 2)
+    kernel = torch.outer(window, window).expand(3, 1, 11, 11) / window.sum() ** 2
+
+    def mean(x: Tensor) -> Tensor:
+        return F.conv2d(x, kernel, groups=3)  # (N, 3, S - 10, S - 10)
+
+    x, y = mean(images), mean(true)
+    var_x, var_y = mean(images**2) - x**2, mean(true**2) - y**2
+    covariance = mean(images * true) - x * y
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * x * y + c1) * (2 * covariance + c2)
+    return (similarity / ((x**2 + y**2 + c1) * (var_x + var_y + c2))).mean().item()
+
+
+def nearest_pixels(samples: Tensor, training: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+    """Find the training images nearest to each sample by pixels: the check against copying.
 
     samples (N, 3, S, S) in [0, 1]; training (M, 3, S, S) uint8.
     Returns root mean squared differences (N, k), nearest first, and row numbers (N, k).
@@ -187,11 +265,74 @@ def nearest_pictures(samples: Tensor, training: Tensor, k: int = 1) -> tuple[Ten
     return distance / math.sqrt(x.shape[1]), index
 
 
-def nearest_features(samples: Tensor, training: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
-    """Find the training pictures nearest to each sample by CLIP.
+def nearest_psnr(test: Tensor, training: Tensor) -> Tensor:
+    """Say how near the nearest training image of each test image lies: could one learn by heart?
 
-    Both are unit vectors, (N, E) and (M, E). Returns cosines (N, k), largest first, and row
-    numbers (N, k).
+    test (N, 3, S, S), training (M, 3, S, S), both uint8. Returns dB (N,), 8-bit copies at 48 or so.
     """
-    cosine, index = (samples @ training.T).topk(k)
+    distance, _ = nearest_pixels(test / 255, training)  # (N, 1) root mean squared
+    return -20 * distance[:, 0].clamp(min=1 / 255).log10()
+
+
+def nearest_features(samples: Tensor, training: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+    """Find the training images nearest to each sample by the angle between features.
+
+    Both are features of any length but zero, (N, F) and (M, F). Returns cosines (N, k), largest
+    first, and row numbers (N, k).
+    """
+    cosine, index = (F.normalize(samples, dim=1) @ F.normalize(training, dim=1).T).topk(k)
     return cosine, index
+
+
+INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+
+
+def find_inception(folder: str | Path | None = None) -> Path:
+    """Return the file of Inception's weights in `folder`, or where torch.hub keeps checkpoints.
+
+    Raises ValueError, saying what to do, where it or the package torch-fidelity is missing.
+    """
+    try:
+        import_module("torch_fidelity")
+    except ImportError:
+        raise ValueError("FID needs torch-fidelity: pip install torch-fidelity") from None
+    folder = Path(folder or Path(torch.hub.get_dir()) / "checkpoints")
+    if not (folder / INCEPTION).is_file():
+        raise ValueError(
+            f"FID needs Inception's weights: put {INCEPTION} (91 MB, from the releases page of "
+            f"github.com/toshas/torch-fidelity) into {folder}"
+        )
+    return folder / INCEPTION
+
+
+def inception_metrics(
+    true: Tensor, samples: Tensor, device: str = "cpu", folder: str | Path | None = None
+) -> dict[str, float]:
+    """Return "fid" between true images and samples, and "inception_score" of the samples.
+
+    Both (N, 3, S, S), uint8 or in [0, 1]. Features are those of torch-fidelity, as in the
+    literature. FID falls with N: compare equal numbers of images only (the paper uses 30,000).
+    Raises ValueError as `find_inception`.
+    """
+    weights = find_inception(folder)
+    as_bytes = [x if x.dtype == torch.uint8 else (x * 255).round().byte() for x in (samples, true)]
+    samples, true = (TensorList(x) for x in as_bytes)
+    found = import_module("torch_fidelity").calculate_metrics(
+        input1=samples, input2=true, isc=True, fid=True, verbose=False,
+        cuda=torch.device(device).type == "cuda", feature_extractor_weights_path=str(weights),
+    )  # fmt: skip
+    names = {"fid": "frechet_inception_distance", "inception_score": "inception_score_mean"}
+    return {ours: found[theirs] for ours, theirs in names.items()}
+
+
+class TensorList(torch.utils.data.Dataset):
+    """Images one by one, (3, S, S) uint8, as torch-fidelity wants them."""
+
+    def __init__(self, images: Tensor):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.images[i]

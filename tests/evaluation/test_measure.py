@@ -12,11 +12,18 @@ from minidalle.config import get_config
 from minidalle.dalle import DALLE
 from minidalle.data import shapes
 from minidalle.dvae import DiscreteVAE
-from minidalle.evaluation import measure as evaluation
 from minidalle.evaluation import metrics
-from minidalle.evaluation.candidates import Pool, draw_pool, rebuild
+from minidalle.evaluation.candidates import Candidates, draw_candidates, reconstruct
 from minidalle.evaluation.judge import Judge
-from minidalle.evaluation.measure import Cases, accuracies, cases_of, evaluate, table, toy_cases
+from minidalle.evaluation.measure import (
+    Cases,
+    accuracies,
+    cases_of,
+    evaluate,
+    likelihood,
+    table,
+    toy_cases,
+)
 from minidalle.generate import Pipeline
 from minidalle.tokenizer import PAD, BPETokenizer
 
@@ -34,6 +41,7 @@ def pipeline() -> Pipeline:
     config = get_config("toy", SIZES)
     tokenizer = BPETokenizer.train(shapes.draw(200, 0, "train").captions, 512)
     models = DiscreteVAE(config.dvae), DALLE(config.dalle), CLIP(config.clip)
+    models[-1].tokenizer = tokenizer
     return Pipeline(tokenizer, *(m.eval() for m in models))
 
 
@@ -53,17 +61,18 @@ def test_everything_is_measured_and_fits_json(pipeline, judge):
         assert found["true"]["exact"]["share"] == 1
         assert list(found["frechet"]["best"]) == ["0", "1", "2", "4", "8"]
         assert set(found["confusion"]["shape"]) <= set(shapes.SHAPES)
-    lines = table(numbers).splitlines()
-    assert sum("best of 3" in line for line in lines) == 2
-    assert lines[0].split()[-1] == "exact" and "bits per pixel" in lines[5]
+    text = table(numbers)
+    lines = text.splitlines()
+    assert sum(line.startswith("  best of 3") for line in lines) == 2
+    assert lines[0].split()[-1] == "exact" and "bits per dimension" in text
 
 
 def test_without_judge_and_clip_the_rest_is_measured(pipeline):
-    bare = Pipeline(pipeline.tokenizer, pipeline.dvae, pipeline.dalle)
+    bare = Pipeline(pipeline.tokenizer, pipeline.codebook, pipeline.prior)
     scenes = shapes.draw(3, 0, "test")
     cases = {"all": Cases(scenes.images, scenes.captions)}
     found = evaluate(bare, None, cases, candidates=2, progress=False)["kinds"]["all"]
-    assert set(found) == {"n", "likelihood", "codebook"}
+    assert set(found) == {"n", "likelihood", "codebook", "reconstruction"}
 
 
 def test_a_clip_that_knows_lifts_the_best_and_leaves_the_mean(judge):
@@ -72,7 +81,7 @@ def test_a_clip_that_knows_lifts_the_best_and_leaves_the_mean(judge):
     wrong = shapes.render([{**a, "shape": _other(a["shape"])} for a in some.attributes])
     images = torch.stack([some.images, wrong, some.images, wrong], 1)
     scores = torch.tensor([[0.3, 0.1, 0.2, 0.0]]).expand(8, -1)
-    found = accuracies(judge, some, some.images / 255, Pool(images, scores))
+    found = accuracies(judge, some, some.images / 255, Candidates(images, scores))
     assert found["one"]["exact"]["share"] == 0.5
     assert found["one"]["colour"]["share"] == found["best"]["exact"]["share"] == 1
     assert found["best_of"]["2"]["share"] == pytest.approx(5 / 6)  # one pair of six is all wrong
@@ -89,37 +98,37 @@ def test_what_a_caption_leaves_open_is_not_asked_for(judge):
     some = toy_cases(40, 0)["seen"]
     asks = ["position" in w for w in some.wanted]
     assert 0 < sum(asks) < 40
-    pool = Pool(some.images[:, None], torch.zeros(40, 1))
-    found = accuracies(judge, some, some.images / 255, pool)
+    drawn = Candidates(some.images[:, None], torch.zeros(40, 1))
+    found = accuracies(judge, some, some.images / 255, drawn)
     assert found["one"]["position"]["n"] == sum(asks)
     assert found["one"]["exact"]["n"] == 40
 
 
-def test_a_pool_holds_every_caption_s_own_candidates(pipeline):
+def test_candidates_are_every_caption_s_own(pipeline):
     captions = shapes.draw(3, 5, "test").captions
-    pool = draw_pool(pipeline, captions, 5, seed=1, batch_size=4, progress=False)
-    assert pool.images.shape == (3, 5, 3, 32, 32) and pool.images.dtype == torch.uint8
+    drawn = draw_candidates(pipeline, captions, 5, seed=1, batch_size=4, progress=False)
+    assert drawn.images.shape == (3, 5, 3, 32, 32) and drawn.images.dtype == torch.uint8
     for i, caption in enumerate(captions):
-        want = pipeline.score(caption, pool.images[i] / 255)
-        assert torch.allclose(pool.scores[i], want, atol=5e-3)  # pictures were rounded to 8 bits
-        assert torch.equal(pool.best()[i], pool.images[i, pool.scores[i].argmax()] / 255)
-    again = draw_pool(pipeline, captions, 5, seed=1, batch_size=15, progress=False)
-    assert torch.equal(again.images, pool.images)
+        want = pipeline.score([caption], drawn.images[i] / 255)
+        assert torch.allclose(drawn.scores[i], want, atol=5e-3)  # pictures were rounded to 8 bits
+        assert torch.equal(drawn.best()[i], drawn.images[i, drawn.scores[i].argmax()] / 255)
+    again = draw_candidates(pipeline, captions, 5, seed=1, batch_size=15, progress=False)
+    assert torch.equal(again.images, drawn.images)
 
 
 def test_likelihood_by_a_loop(pipeline):
     scenes = shapes.draw(3, 0, "test")
     cases = Cases(scenes.images, scenes.captions)
-    _, tokens = rebuild(pipeline, scenes.images)
-    found = evaluation.likelihood(pipeline, cases, tokens)
+    _, tokens = reconstruct(pipeline, scenes.images)
+    found = likelihood(pipeline, cases, tokens)
     text_nats = image_nats = pixel_nats = 0.0
     n_text = 0
     for image, caption, z in zip(scenes.images, scenes.captions, tokens, strict=True):
         ids = pipeline.tokenizer.encode(caption)
         padded = torch.tensor([ids + [PAD] * (31 - len(ids))])
         with torch.no_grad():
-            text_logits, image_logits = pipeline.dalle(padded, z.flatten()[None])
-            mu, log_b = pipeline.dvae.decode_vectors(pipeline.dvae.code_vectors(z[None]))
+            text_logits, image_logits = pipeline.prior(padded, z.flatten()[None])
+            mu, log_b = pipeline.codebook.decode_vectors(pipeline.codebook.code_vectors(z[None]))
         n_text += len(ids)
         text_nats -= sum(text_logits[0].log_softmax(1)[i, t].item() for i, t in enumerate(ids))
         log_p = image_logits[0].log_softmax(1)
@@ -127,8 +136,8 @@ def test_likelihood_by_a_loop(pipeline):
         pixel_nats += metrics.pixel_nats(image[None], mu, log_b).sum().item()
     assert found["text_nats_per_token"] == pytest.approx(text_nats / n_text, rel=1e-4)
     assert found["image_nats_per_token"] == pytest.approx(image_nats / (3 * 64), rel=1e-4)
-    bits = (image_nats + pixel_nats) / math.log(2) / (3 * 1024)
-    assert found["bits_per_pixel"] == pytest.approx(bits, rel=1e-4)
+    bits = (image_nats + pixel_nats) / math.log(2) / (3 * 3072)
+    assert found["bits_per_dim"] == pytest.approx(bits, rel=1e-4)
 
 
 def test_cases_come_from_any_data_set():

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,6 +36,35 @@ def test_wilson_solves_its_equation():
 def test_wilson_refuses_what_is_no_share(share, n):
     with pytest.raises(ValueError, match="share must be"):
         metrics.wilson(share, n)
+
+
+def test_an_interval_by_clusters_holds_what_it_promises():
+    """Eight pairs of 64 captions, each pair with a chance of its own: 95% must mean 95%."""
+    g = torch.Generator().manual_seed(0)
+    pairs = [i // 64 for i in range(512)]
+    inside = {"clustered": 0, "naive": 0}
+    for _ in range(300):
+        chances = torch.rand(8, generator=g).sqrt()  # mean 2/3, from near 0 to 1
+        values = (torch.rand(8, 64, generator=g) < chances[:, None]).flatten().tolist()
+        for name, clusters in (("clustered", pairs), ("naive", None)):
+            found = metrics.estimate(values, clusters)
+            inside[name] += found["low"] <= 2 / 3 <= found["high"]
+    assert inside["clustered"] >= 0.93 * 300 and inside["naive"] < 0.6 * 300, inside
+
+
+def test_an_interval_by_clusters_of_one_is_nearly_wilson_s():
+    values = [1] * 300 + [0] * 100
+    plain, clustered = metrics.estimate(values), metrics.estimate(values, range(400))
+    assert plain["share"] == clustered["share"] == 0.75 and clustered["clusters"] == 400
+    assert plain["low"] == pytest.approx(clustered["low"], abs=2e-3)
+    one = metrics.estimate([1, 0, 1], ["a"] * 3)  # one pair says nothing about others
+    assert one["low"] == 0 and one["high"] == 1
+    assert metrics.estimate([1, 1, 1, 1], "aabb")["high"] == 1
+
+
+def test_student_s_t_is_the_table_s():
+    for freedom, want in {1: 12.706, 2: 4.303, 3: 3.182, 7: 2.365, 55: 2.004}.items():
+        assert metrics.student95(freedom) == pytest.approx(want, rel=0.01)
 
 
 def test_accuracy_counts_what_was_asked_for():
@@ -177,11 +208,34 @@ def test_pixel_nats_are_the_density_times_the_width_of_a_value():
     assert torch.allclose(metrics.pixel_nats(values, mu, log_b), want, atol=2e-3)
 
 
-def test_nearest_pictures_by_a_loop():
+def test_psnr_and_ssim_by_their_formulas():
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, 14, 13, generator=g)
+    y = (x + 0.1 * torch.randn(x.shape, generator=g)).clamp(0, 1)
+    each = [10 * math.log10(1 / (a - b).square().mean().item()) for a, b in zip(x, y, strict=True)]
+    assert metrics.psnr(y, x) == pytest.approx(sum(each) / 2, rel=1e-5)
+    assert metrics.ssim(x, x) == pytest.approx(1, abs=1e-5)
+    at = np.arange(-5, 6)
+    window = np.exp(-(at[:, None] ** 2 + at**2) / (2 * 1.5**2))
+    window /= window.sum()
+    found = []
+    both = (z.double().numpy().reshape(6, 14, 13) for z in (x, y))
+    for a, b in zip(*both, strict=True):
+        for i, j in itertools.product(range(4), range(3)):
+            p, q = a[i : i + 11, j : j + 11], b[i : i + 11, j : j + 11]
+            mp, mq = (window * p).sum(), (window * q).sum()
+            vp, vq = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum()
+            shared = (window * (p - mp) * (q - mq)).sum()
+            top = (2 * mp * mq + 1e-4) * (2 * shared + 9e-4)
+            found.append(top / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
+    assert metrics.ssim(x, y) == pytest.approx(np.mean(found), rel=1e-4)
+
+
+def test_the_nearest_by_pixels_by_a_loop():
     g = torch.Generator().manual_seed(0)
     training = torch.randint(256, (30, 3, 4, 4), generator=g, dtype=torch.uint8)
     samples = training[[4, 7]] / 255 + 0.01
-    distance, index = metrics.nearest_pictures(samples, training, k=2)
+    distance, index = metrics.nearest_pixels(samples, training, k=2)
     assert index[:, 0].tolist() == [4, 7]
     assert torch.allclose(distance[:, 0], torch.full((2,), 0.01), atol=1e-4)
     for row, sample in zip(distance, samples, strict=True):
@@ -193,3 +247,28 @@ def test_nearest_features_are_ranked_by_cosine():
     training = torch.eye(3)
     cosine, index = metrics.nearest_features(torch.tensor([[0.6, 0.0, 0.8]]), training, k=2)
     assert index.tolist() == [[2, 0]] and cosine.tolist() == [pytest.approx([0.8, 0.6])]
+
+
+def test_a_missing_package_or_weight_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(ValueError, match="pip install torch-fidelity"):
+        metrics.inception_metrics(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8))
+    monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace())
+    with pytest.raises(ValueError, match=f"put {metrics.INCEPTION} .* into {tmp_path}"):
+        metrics.find_inception(tmp_path)
+
+
+def test_the_package_is_given_drawn_and_true_pictures(tmp_path, monkeypatch):
+    def calculate_metrics(input1, input2, **options):
+        assert options["feature_extractor_weights_path"] == str(tmp_path / metrics.INCEPTION)
+        assert options["fid"] and options["isc"] and not options["cuda"]
+        assert input1[0].dtype == torch.uint8 and input1[0].shape == (3, 8, 8)
+        assert (len(input1), len(input2)) == (2, 3) and input1[1].unique().tolist() == [51]
+        return {"frechet_inception_distance": 17.5, "inception_score_mean": 3.0}
+
+    fake = SimpleNamespace(calculate_metrics=calculate_metrics)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", fake)
+    (tmp_path / metrics.INCEPTION).write_bytes(b"")
+    true, drawn = torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.full((2, 3, 8, 8), 0.2)
+    found = metrics.inception_metrics(true, drawn, folder=tmp_path)
+    assert found == {"fid": 17.5, "inception_score": 3.0}

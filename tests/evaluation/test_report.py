@@ -8,14 +8,14 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from minidalle.evaluation.candidates import Pool
+from minidalle.evaluation.candidates import Candidates
 from minidalle.evaluation.measure import Cases
 from minidalle.evaluation.report import nearest_sheet, sample_sheet, write_report
 
 MARK = {"share": 0.875, "low": 0.529, "high": 0.978, "n": 8}
 FOUND = {
     "n": 8,
-    "likelihood": {"bits_per_pixel": 3.21987},
+    "likelihood": {"bits_per_dim": 3.21987},
     "codebook": {"codes_used": 77.0},
     "clip_score": {"true": 0.31234},
     "frechet": {"one": {"0": 4.5, "1": 2.25}},
@@ -25,6 +25,7 @@ FOUND = {
     "best": {"shape": MARK, "exact": MARK},
     "confusion": {"shape": {"star": {"star": 3, "<ring>": 1}, "<ring>": {"star": 0, "<ring>": 4}}},
     "best_of": {"1": MARK, "2": MARK},
+    "by_pair": {"<red> star": {"n": 3, "one": 0.29, "best": 0.5}},
 }
 NUMBERS = {"settings": {"candidates": 2, "seed": 0}, "kinds": {"seen": FOUND, "held_out": FOUND}}
 
@@ -50,8 +51,15 @@ def test_the_page_shows_every_number_and_stands_alone(tmp_path):
     page = write_report(tmp_path, "Report of <toy>", NUMBERS, {"More": "<p>a sheet</p>"})
     text = page.read_text(encoding="utf-8")
     Strict(text)
-    numbers = ("87.5 [52.9, 97.8]", "3.220", "77.000", "0.312", "2.25", "6.75")
-    words = ("Report of &lt;toy&gt;", "&lt;ring&gt;", "best of 2", "Held-out pairs", "a sheet")
+    numbers = ("87.5 [52.9, 97.8]", "3.220", "77.000", "0.312", "2.25", "6.75", "29.0")
+    words = (
+        "Report of &lt;toy&gt;",
+        "&lt;ring&gt;",
+        "best of 2",
+        "Held-out pairs",
+        "a sheet",
+        "&lt;red&gt; star",
+    )
     for shown in numbers + words:
         assert shown in text
     assert "<ring>" not in text
@@ -67,7 +75,7 @@ def test_what_was_not_measured_is_not_shown(tmp_path):
     numbers = {"settings": {"candidates": 1}, "kinds": {"photographs": bare}}
     text = write_report(tmp_path, "Report", numbers).read_text(encoding="utf-8")
     Strict(text)
-    assert "photographs captions (8)" in text and "judged" not in text and "<img" not in text
+    assert "photographs: 8 captions" in text and "judged" not in text and "<img" not in text
 
 
 def test_numbers_that_json_cannot_hold_are_refused(tmp_path):
@@ -78,7 +86,9 @@ def test_numbers_that_json_cannot_hold_are_refused(tmp_path):
 
 def test_sheets_hold_the_right_pictures():
     x = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 4, 4) * 20
-    sheet = nearest_sheet(x[[3, 7]] / 255 + 0.001, x, (torch.eye(10)[[3, 7]], torch.eye(10)))
+    sheet = nearest_sheet(
+        x[[3, 7]] / 255 + 0.001, x, {"CLIP": (torch.eye(10)[[3, 7]], torch.eye(10))}
+    )
     Strict(sheet)
     rows = [re.findall(r'src="([^"]*)"', row) for row in sheet.split("<tr>")[2:]]
     assert [len(row) for row in rows] == [7, 7]
@@ -86,8 +96,8 @@ def test_sheets_hold_the_right_pictures():
     assert "0.001" in sheet and "1.000" in sheet
 
     cases = Cases(x[:2], ["a <star>", "a ring"])
-    pool = Pool(torch.stack([x[2:4], x[4:6]], 1), torch.tensor([[0.1, 0.2], [0.4, 0.3]]))
-    sheet = sample_sheet(cases, x[6:8] / 255, pool)
+    drawn = Candidates(torch.stack([x[2:4], x[4:6]], 1), torch.tensor([[0.1, 0.2], [0.4, 0.3]]))
+    sheet = sample_sheet(cases, x[6:8] / 255, drawn)
     Strict(sheet)
     first, second = (re.findall(r'src="([^"]*)"', row) for row in sheet.split("<tr>")[2:])
     assert "a &lt;star&gt;" in sheet

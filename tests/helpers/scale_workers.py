@@ -64,20 +64,12 @@ def build(mesh, config=None, precision_name="float32", fuse=False) -> DALLE:
     return model
 
 
-def train(model, folder, config=None, **options) -> list[dict]:
+def train(model, folder, config=None, team=None, checkpoints=None, **options) -> list[dict]:
     """Run fit over all processes; return the lines of its log."""
     config = config or tiny()
-    team = options.pop("team", None) or launch.Team(model, config.train_dalle)
-    options = {"clip": team.clip, "checkpoints": NoCheckpoints()} | options
-    fit(
-        model,
-        options.pop("batches", shares),
-        config.train_dalle,
-        folder,
-        agree=team.agree,
-        is_main=launch.is_main(),
-        **options,
-    )
+    team = team or launch.Team(model, config.train_dalle)
+    team.files = checkpoints or NoCheckpoints()
+    fit(model, options.pop("batches", shares), config.train_dalle, folder, team=team, **options)
     dist.barrier()
     return log(folder)
 
@@ -123,8 +115,8 @@ def sharded(out: Path) -> dict:
 
     model, config = build(mesh), tiny()
     team = launch.Team(model, config.train_dalle)
-    team.scales = precision.ResblockScales(model)
-    found["float16"] = train(model, out / "float16", config, team=team, max_bad=1000)
+    team.scales, team.max_bad = precision.ResblockScales(model), 1000
+    found["float16"] = train(model, out / "float16", config, team=team)
 
     config = tiny(clip_norm=0.0)
     found["unclipped"] = train(build(mesh), out / "unclipped", config)
@@ -132,8 +124,9 @@ def sharded(out: Path) -> dict:
     optimizer = memory.BackwardAdamW(
         memory.parameter_groups(model, 0.05), config.train_dalle, moments=torch.float32
     )
-    options = {"optimizer": optimizer, "clip": optimizer.end_update}
-    found["in_backward"] = train(model, out / "in_backward", config, **options)
+    team = launch.Team(model, config.train_dalle)
+    team.updater = optimizer
+    found["in_backward"] = train(model, out / "in_backward", config, team=team)
     found["gather"] = gathered_gradient()
     found["sheets"] = sheets(mesh, out)
     return found
@@ -158,7 +151,7 @@ def sheets(mesh, out: Path) -> list[dict]:
         model = build(mesh)
         team = launch.Team(model, config.train_dalle)
         sharding.room = lambda device, room=room: room
-        seen, draw = team.share(evaluate, sheet)
+        seen, draw = team.callbacks(evaluate, sheet)
         rows = train(model, out / name, config, team=team, evaluate=seen, sheet=draw)
     return rows
 
@@ -240,7 +233,7 @@ def half(mesh, out: Path) -> dict:
     found = {}
     for name, rank in (("plain", 0), ("full rank", 10_000), ("thin", 8), ("thin float32", 8)):
         model, team, _ = half_team(mesh, rank, tiny(), scaled="float32" not in name)
-        found[name] = train(model, out / "half" / name, team=team, max_bad=1000)
+        found[name] = train(model, out / "half" / name, team=team)
     found["overflow"] = overflow(mesh, out)
     return found
 
@@ -250,7 +243,7 @@ def half_team(mesh, rank: int, config, scaled: bool = True):
     model = build(mesh["shard"] if rank else mesh)
     team, compression = launch.Team(model, config.train_dalle), None
     if scaled:
-        team.scales = precision.ResblockScales(model)
+        team.scales, team.max_bad = precision.ResblockScales(model), 1000
     if rank:
         compression = powersgd.compress(
             model, mesh, rank, team.is_last_part, start=2, scales=team.scales
@@ -284,7 +277,7 @@ def overflow(mesh, out: Path) -> list[dict]:
             kept.append(snapshot(model, team, compression))
             yield batch
 
-    rows = train(model, out / "half" / "overflow", config, team=team, batches=batches, max_bad=1000)
+    rows = train(model, out / "half" / "overflow", config, team=team, batches=batches)
     kept.append(snapshot(model, team, compression))
     before, after, last = kept[3:6]
     mine = {"rows": rows, "scales": [k["scales"] for k in kept]}

@@ -16,7 +16,7 @@ FILES = {
 # The street from top to bottom: a file imports files above it in this list, never below.
 STREET = (
     "config", "tokenizer", "attention.masks", "attention.dense", "attention", "dvae", "clip",
-    "transformer", "dalle", "cache", "train", "models", "generate", "stages",
+    "transformer", "cache", "dalle", "train", "models", "generate", "stages",
 )  # fmt: skip
 MODELS = {"tokenizer", "attention", "dvae", "clip", "transformer", "dalle", "cache"}
 # What each wing may import beside itself, by first name; the street is "street" for short.
