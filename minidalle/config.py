@@ -208,7 +208,10 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 class Typed(str):
-    """A value as it was typed on the command line, to be read as the type of its field."""
+    """A value as it was typed on the command line, to be read as the type of its field.
+
+    A text stays Typed in the configuration, so that it is known from one that a file held.
+    """
 
 
 def get_config(name: str, overrides: Iterable[str] = ()) -> Config:
@@ -295,9 +298,7 @@ def _read(kind: type, value: object, name: str) -> object:
     allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if type(value) is int and float in allowed:
         value = float(value) if abs(value) < 2**1023 else math.inf
-    if isinstance(value, Typed) and str in allowed:
-        value = str(value)
-    if type(value) not in allowed:
+    if type(value) not in allowed and not (isinstance(value, Typed) and str in allowed):
         raise ValueError(f"{name}={value!r} is not a valid {getattr(kind, '__name__', kind)}")
     return value
 

@@ -139,7 +139,7 @@ def train_stage(
     # The model, its first codes spread over the data where the configuration says so.
     model = team.model or build(config, stage)
     if stage == "dvae" and config.dvae.spread_codes and team.model is None:
-        some = torch.stack([train_set[i][0] for i in range(min(N_SPREAD, len(train_set)))])
+        some, _ = data.first(train_set, N_SPREAD)
         generator = torch.Generator().manual_seed(config.seed)
         spread_codes(model, map_pixels(some.float() / 255), generator)
     return fit(
