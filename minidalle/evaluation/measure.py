@@ -276,7 +276,9 @@ def frechet(judge: Judge, true: Tensor, images: Tensor) -> dict[str, float]:
 @torch.inference_mode()
 def judge_score(judge: Judge, images: Tensor) -> dict[str, float]:
     """Return the inception score formula on the judge's answers, for each attribute."""
-    return {name: metrics.inception_score(x.softmax(1)) for name, x in judge(images).items()}
+    parts = [judge(part) for part in images.split(256)]
+    logits = {name: torch.cat([part[name] for part in parts]) for name in judge.values}
+    return {name: metrics.inception_score(x.softmax(1)) for name, x in logits.items()}
 
 
 @torch.inference_mode()
