@@ -121,8 +121,8 @@ def test_inception_measures_where_its_weights_are(monkeypatch):
 def test_what_cannot_be_measured_is_said():
     cases, pipeline = world(3, 1), Pipeline(None, None, None)
     drawn = Candidates(cases.images[:, None], torch.zeros(3, 1))
-    with pytest.raises(ValueError, match="torch-fidelity|Inception"):
+    with pytest.raises(ValueError, match=r"torch-fidelity|Inception"):
         protocol.paper_protocol(pipeline, None, cases, drawn, cases)
     seeing = Pipeline(None, None, None, PixelEyes(97))
-    with pytest.raises(ValueError, match="overlap=0.9 leaves 0 of 3 test images"):
+    with pytest.raises(ValueError, match=r"overlap=0\.9 leaves 0 of 3 test images"):
         protocol.paper_protocol(seeing, None, cases, drawn, cases, overlap=0.9)
