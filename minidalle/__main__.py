@@ -9,13 +9,15 @@ import itertools
 import os
 import sys
 import time
+from collections.abc import Sized
 from pathlib import Path
 
 import torch
 
 from minidalle import data, plot, stages
-from minidalle.config import PRESETS, Config, get_config
+from minidalle.config import PRESETS, STAGES, Config, get_config
 from minidalle.evaluation import demo
+from minidalle.models import MissingStage
 from minidalle.stages import SHIPPED, use_half_the_cores
 
 EXAMPLES = {
@@ -41,7 +43,6 @@ HELP = {
     "plan": "what a preset needs: parameters, memory, time",
     "demo": "all stages in a row on the toy world, then a sheet of samples",
 }
-STAGES = ("tokenizer", "dvae", "dalle", "clip")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -179,12 +180,15 @@ def run_data(args: argparse.Namespace) -> None:
     """Load both splits, draw a sheet of pictures with captions."""
     config, run = _config(args), _run_folder(args)
     train, test = data.load(config, "train"), data.load(config, "test")
-    some = range(min(24, len(train)))
-    images = torch.stack([train[i][0] for i in some]).float() / 255
-    captions = [train[i][1] for i in some]
-    figure = plot.show_captioned(images, captions)
+    images, captions = data.first(train, 24)
+    figure = plot.show_captioned(images.float() / 255, captions)
     path = plot.save(figure, run / "data.png")
-    print(f"{len(train)} training and {len(test)} test pictures of {config.data.name!r}.")
+    n = len(train) if isinstance(train, Sized) else "streamed"
+    print(f"{n} training and {len(test)} test images of {config.data.name!r}.")
+    learnt = (run / "tokenizer" / "tokenizer.json").is_file()
+    tokenizer = stages.load_stage(run, "tokenizer") if learnt else None
+    if cut := data.cut_captions(train, tokenizer, config):
+        print(f"{cut[0].upper()}{cut[1:]}.")
     print(f"Wrote {path}. Next: python -m minidalle tokenizer {_options(args)}")
 
 
@@ -283,7 +287,7 @@ def _find_run(args: argparse.Namespace) -> Path:
     shipped = SHIPPED / args.preset
     if (shipped / "dalle").is_dir():
         return shipped
-    raise stages.MissingStage(
+    raise MissingStage(
         f"no trained run in {folder}: train one with `python -m minidalle tokenizer "
         f"--preset {args.preset}` and the verbs after it, or name one with --run"
     )
@@ -306,12 +310,12 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def run_plan(args: argparse.Namespace) -> None:
     """Print what a preset needs."""
-    from minidalle.scale import card, plan
+    from minidalle.scale import plan
 
     config = _config(args)
     if args.card is not None:
         named = any(word.startswith("--preset") for word in sys.argv)  # else: every preset
-        print(card.card_table(config if named else None, args.card))
+        print(plan.gpu_table(config if named else None, args.card))
     else:
         print(plan.table(plan.plan(config, gpus=args.gpus, batch=args.batch)))
 

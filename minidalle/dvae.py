@@ -15,7 +15,6 @@ from minidalle.config import DVAEConfig, half_cosine
 
 PIXEL_MARGIN = 0.1  # epsilon of appendix A.3
 CHANNELS = 3
-LOGIT_GAP = 8.0  # between a spread code and its nearest other, in nats
 
 
 def map_pixels(images: Tensor) -> Tensor:
@@ -28,8 +27,10 @@ def unmap_pixels(x: Tensor) -> Tensor:
     return ((x - PIXEL_MARGIN) / (1 - 2 * PIXEL_MARGIN)).clamp(0, 1)
 
 
-def gumbel_softmax(logits: Tensor, tau: float, generator: torch.Generator | None = None) -> Tensor:
-    """Relaxed sample softmax((logits + g) / tau) over dim 1, g standard Gumbel noise (2.1).
+def gumbel_softmax(
+    logits: Tensor, tau: float, generator: torch.Generator | None = None, dim: int = 1
+) -> Tensor:
+    """Relaxed sample softmax((logits + g) / tau) over `dim`, g standard Gumbel noise (2.1).
 
     As tau -> 0 it becomes a one-hot sample from softmax(logits). The same relaxed vector serves
     the forward and the backward pass: no straight-through estimator.
@@ -39,7 +40,7 @@ def gumbel_softmax(logits: Tensor, tau: float, generator: torch.Generator | None
         raise ValueError(f"tau must be positive, got {tau}")
     u = torch.rand(logits.shape, generator=generator, device=logits.device)  # multiples of 2^-24
     gumbel = -torch.log(-torch.log(u.clamp(min=2**-25)))
-    return ((logits + gumbel) / tau).softmax(dim=1)
+    return ((logits + gumbel) / tau).softmax(dim)
 
 
 def logit_laplace_nll(x: Tensor, mu: Tensor, log_b: Tensor) -> Tensor:
@@ -51,13 +52,13 @@ def logit_laplace_nll(x: Tensor, mu: Tensor, log_b: Tensor) -> Tensor:
     return log_scale + (torch.logit(x) - mu).abs() * torch.exp(-log_b)
 
 
-def kl_to_uniform(logits: Tensor) -> Tensor:
-    """KL(softmax(logits) || uniform) over dim 1, in nats: 0 for equal logits, ln K for one-hot.
+def kl_to_uniform(logits: Tensor, dim: int = 1) -> Tensor:
+    """KL(softmax(logits) || uniform) over `dim`, in nats: 0 for equal logits, ln K for one-hot.
 
     (B, K, h, w) -> (B, h, w). Computed from the plain logits: temperature and noise do not enter.
     """
-    log_q = logits.log_softmax(dim=1)
-    return (log_q.exp() * log_q).sum(dim=1) + math.log(logits.shape[1])
+    log_q = logits.log_softmax(dim)
+    return (log_q.exp() * log_q).sum(dim) + math.log(logits.shape[dim])
 
 
 class Conv2d(nn.Module):
@@ -87,7 +88,7 @@ class Block(nn.Module):
         self.gain = gain
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.id_path(x) + self.gain * self.res_path(x)
+        return torch.add(self.id_path(x), self.res_path(x), alpha=self.gain)
 
 
 def _groups(config: DVAEConfig, widths: list[int], kernels: tuple[int, ...], resize) -> OrderedDict:
@@ -154,11 +155,13 @@ class DiscreteVAE(nn.Module):
         self.decoder = Decoder(config)
 
     def logits(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) in [0, 1] -> unnormalised log-probabilities (B, K, h, w)."""
-        side = self.config.image_size
-        if images.ndim != 4 or images.shape[1] != CHANNELS or images.shape[2:] != (side, side):
-            shape = tuple(images.shape)
-            raise ValueError(f"images must be (B, 3, {side}, {side}), got {shape}; resize them")
+        """images (B, 3, H, W) in [0, 1] -> unnormalised log-probabilities (B, K, h, w).
+
+        H and W may be any multiples of 2**n_pools: everything is a convolution.
+        """
+        part, shape = 2**self.config.n_pools, tuple(images.shape)
+        if images.ndim != 4 or shape[1] != CHANNELS or shape[2] % part or shape[3] % part:
+            raise ValueError(f"images must be (B, 3, H, W) of multiples of {part}, got {shape}")
         if not images.is_floating_point():
             raise ValueError(f"images must be float in [0, 1], got {images.dtype}; divide by 255")
         return self.encoder(map_pixels(images))
@@ -184,6 +187,11 @@ class DiscreteVAE(nn.Module):
         vectors = F.embedding(tokens, codebook.w[:, :, 0, 0].T) + codebook.b
         return vectors.permute(0, 3, 1, 2)
 
+    def mix_vectors(self, codes: Tensor) -> Tensor:
+        """Relaxed codes (B, h, w, K) -> the mixture of code vectors, (B, n_init, h, w)."""
+        codebook = self.decoder.blocks.input
+        return F.linear(codes, codebook.w[:, :, 0, 0], codebook.b).permute(0, 3, 1, 2)
+
     def decode_vectors(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Code vectors (B, n_init, h, w) -> mu and ln b, each (B, 3, H, W)."""
         x = vectors
@@ -200,10 +208,13 @@ class DiscreteVAE(nn.Module):
         return half_cosine(1, c.tau, step, c.tau_steps), half_cosine(0, c.beta, step, c.beta_steps)
 
     def bound(self, images: Tensor, vectors: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The two terms of Eq. 1, mean nats per pixel value and mean nats per token: nll, kl."""
+        """The two terms of Eq. 1, mean nats per pixel value and mean nats per token: nll, kl.
+
+        vectors (B, n_init, h, w); logits (B, h, w, K).
+        """
         mu, log_b = self.decode_vectors(vectors)
         nll = logit_laplace_nll(map_pixels(images), mu.float(), log_b.float()).mean()
-        return nll, kl_to_uniform(logits.float()).mean()
+        return nll, kl_to_uniform(logits, dim=-1).mean()
 
     def loss(
         self, batch: dict[str, Tensor], step: int, generator: torch.Generator | None = None
@@ -215,16 +226,17 @@ class DiscreteVAE(nn.Module):
         """
         images = batch["images"]
         tau, beta = self.schedule(step)
-        logits = self.logits(images)
-        codes = gumbel_softmax(logits.float(), tau, generator)
-        nll, kl = self.bound(images, self.decoder.blocks.input(codes), logits)
+        # Codes last: a softmax over neighbouring numbers is several times faster.
+        logits = self.logits(images).permute(0, 2, 3, 1).float()  # (B, h, w, K)
+        codes = gumbel_softmax(logits, tau, generator, dim=-1)
+        nll, kl = self.bound(images, self.mix_vectors(codes), logits)
         loss = nll + beta * kl * self.tokens_per_value
         return loss, {"nll": nll.detach(), "kl": kl.detach(), "tau": tau, "beta": beta}
 
     @property
     def tokens_per_value(self) -> float:
         """Tokens for each pixel value: 1/192 in the paper, 1024 / (3 * 256 * 256)."""
-        return self.config.grid**2 / (CHANNELS * self.config.image_size**2)
+        return 1 / (CHANNELS * 4**self.config.n_pools)
 
     @torch.no_grad()
     def evaluate(
@@ -232,55 +244,25 @@ class DiscreteVAE(nn.Module):
     ) -> dict[str, float]:
         """How good is the bound really? The paper stops annealing tau where the two bounds agree.
 
-        Returns elbo_relaxed and elbo_true (nats per pixel value, beta = 1; the second with the
-        argmax tokens that stage two will see), psnr (dB, of the argmax reconstruction),
-        codes_used and perplexity of the codebook over these images.
+        Returns elbo (nats per pixel value, beta = 1, its codes sampled from q, so that its mean is
+        a bound of ln p), elbo_relaxed (the same with relaxed codes, as in training: no bound),
+        psnr (dB, of the argmax reconstruction that stage two will see), codes_used and perplexity
+        of the codebook over these images.
         """
         tau, _ = self.schedule(step)
-        logits = self.logits(images)
-        relaxed = self.decoder.blocks.input(gumbel_softmax(logits.float(), tau, generator))
-        tokens = logits.argmax(dim=1)
+        logits = self.logits(images).permute(0, 2, 3, 1).float()  # (B, h, w, K)
+        codes = gumbel_softmax(logits, tau, generator, dim=-1)
+        # The largest of logits plus Gumbel noise is a sample of q, whatever tau.
+        vectors = {"elbo": self.code_vectors(codes.argmax(dim=-1))}
+        vectors["elbo_relaxed"] = self.mix_vectors(codes)
         bounds = {}
-        for name, vectors in (("relaxed", relaxed), ("true", self.code_vectors(tokens))):
-            nll, kl = self.bound(images, vectors, logits)
-            bounds[f"elbo_{name}"] = -(nll + kl * self.tokens_per_value).item()
+        for name, given in vectors.items():
+            nll, kl = self.bound(images, given, logits)
+            bounds[name] = -(nll + kl * self.tokens_per_value).item()
+        tokens = logits.argmax(dim=-1)
         error = (self.decode(tokens) - images).square().mean()
         use = codebook_use(tokens, self.config.vocab_size)
         return {**bounds, "psnr": -10 * error.log10().item(), **use}
-
-
-@torch.no_grad()
-def spread_codes(model: DiscreteVAE, images: Tensor, generator: torch.Generator) -> None:
-    """Start a short run with K different codes, each standing for something in the pictures.
-
-    K cells are chosen by k-means++ from the untrained encoder's features of images (N, 3, H, W),
-    and code k starts as "near cell k": logits -|f - c_k|^2 / s, up to a constant that all share.
-    Code vectors start as a random projection of c_k, so that similar codes look alike.
-    Not in the paper, which trains long enough to do without.
-    Source: Arthur and Vassilvitskii 2007 (k-means++).
-    """
-    blocks, n_codes = model.encoder.blocks, model.config.vocab_size
-    features = blocks[:-1](map_pixels(images)).relu().permute(0, 2, 3, 1).flatten(0, 2)  # (n, C)
-    centres = features[_choose_cells(features, n_codes, generator)]  # (K, C)
-    apart = torch.cdist(centres, centres).fill_diagonal_(math.inf)
-    s = apart.min(dim=1).values.square().median() / LOGIT_GAP
-    blocks.output.conv.w.copy_((2 * centres / s)[:, :, None, None])
-    blocks.output.conv.b.copy_(-centres.square().sum(dim=1) / s)
-    n_init = model.config.n_init
-    projection = torch.randn(centres.shape[1], n_init, generator=generator).to(centres)
-    vectors = (centres - centres.mean(dim=0)) @ projection  # (K, n_init)
-    model.decoder.blocks.input.w.copy_((vectors / vectors.std()).T[:, :, None, None])
-
-
-def _choose_cells(features: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """k rows of features (n, C): each next one with probability as its squared distance."""
-    chosen = [torch.randint(len(features), (), generator=generator).to(features.device)]
-    distance = torch.full((len(features),), math.inf, device=features.device)
-    for _ in range(k - 1):
-        distance = torch.minimum(distance, (features - features[chosen[-1]]).square().sum(dim=1))
-        weight = distance.cpu() + 1e-12  # cells may all be equal
-        chosen.append(torch.multinomial(weight, 1, generator=generator)[0].to(features.device))
-    return torch.stack(chosen)
 
 
 def codebook_use(tokens: Tensor, vocab_size: int) -> dict[str, float]:

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from minidalle.models import load
 from minidalle.stages import SHIPPED as ALL_SHIPPED
-from minidalle.stages import load_stage, use_half_the_cores
+from minidalle.stages import use_half_the_cores
 from minidalle.tokenizer import BPETokenizer
 
 SHIPPED = ALL_SHIPPED / "toy"
@@ -25,7 +26,7 @@ def shipped(stage: str) -> BPETokenizer | nn.Module:
 
     stage: 'tokenizer', 'dvae', 'dalle' or 'clip'. Raises ValueError where the file is missing.
     """
-    return load_stage(SHIPPED, stage)
+    return load(SHIPPED, stage)
 
 
 def show_map(stage: str = "all") -> None:

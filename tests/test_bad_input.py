@@ -137,7 +137,7 @@ attend(qkv, qkv, qkv, 'diagonal', 4, 2, 1)
     "dvae": """
 dvae.logits(images[0])
 dvae.logits(images[:, :1])
-dvae.logits(images[:, :, :16])
+dvae.logits(images[:, :, :15])
 dvae.logits((images * 255).byte())
 dvae.logits(images.long())
 dvae.tokens(images[0])
@@ -293,7 +293,7 @@ def world(tmp_path_factory):
     for module in (name for name in sys.modules if name.startswith("minidalle.")):
         found = vars(sys.modules[module])
         names |= {k: v for k, v in found.items() if not k.startswith("_")}
-    names["shapes"] = minidalle.data.shapes
+    names["shapes"], names["load"] = minidalle.data.shapes, minidalle.data.load
     root = tmp_path_factory.mktemp("world")
     names["folder"], names["missing"] = root / "folder", root / "missing"
     names["folder"].mkdir()
@@ -320,6 +320,7 @@ def _models(config):
     train_set = load(config, "train")
     tokenizer = BPETokenizer.train([train_set[i][1] for i in range(40)], 300)
     dvae, dalle, clip = DiscreteVAE(config.dvae), DALLE(config.dalle), CLIP(config.clip)
+    clip.tokenizer = tokenizer
     text = tokenizer.encode_batch(["a red circle", "two"], 31)
     image = torch.randint(256, (2, 64), generator=torch.Generator().manual_seed(0))
 

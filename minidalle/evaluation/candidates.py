@@ -45,19 +45,19 @@ def draw_candidates(
 
     Ctrl-C is not caught: the captions drawn so far would be a biased choice.
     """
-    length = pipeline.dalle.config.text_len - 1
+    length = pipeline.prior.caption_len
     text = pipeline.tokenizer.encode_batch(list(captions), length)  # (C, L)
     rows = text.repeat_interleave(candidates, 0)  # (C * P, L)
     generator = torch.Generator().manual_seed(seed)
     images = []
     with tqdm(total=len(rows), desc="candidates", disable=None if progress else True) as bar:
         for part in rows.split(batch_size):
-            tokens = sample(pipeline.dalle, part, len(part), temperature, generator=generator)
-            drawn = pipeline.dvae.decode(tokens).float()  # (batch, 3, S, S)
+            tokens = sample(pipeline.prior, part, len(part), temperature, generator=generator)
+            drawn = pipeline.codebook.decode(tokens).float()  # (batch, 3, S, S)
             images.append((drawn * 255).round().byte().cpu())
             bar.update(len(part))
     drawn = torch.cat(images).unflatten(0, (len(captions), candidates))  # (C, P, 3, S, S)
-    scores = [pipeline.score(c, some / 255) for c, some in zip(captions, drawn, strict=True)]
+    scores = [pipeline.score([c], some / 255) for c, some in zip(captions, drawn, strict=True)]
     return Candidates(drawn, torch.stack(scores))
 
 
@@ -67,10 +67,10 @@ draw_pool = draw_candidates  # until notebook 06 says the new name
 @torch.inference_mode()
 def clip_features(pipeline: Pipeline, images: Tensor) -> Tensor:
     """Place images (N, 3, S, S), uint8 or in [0, 1], on CLIP's sphere: (N, E), on the CPU."""
-    device = next(pipeline.clip.parameters()).device
+    device = next(pipeline.reranker.parameters()).device
     parts = [part.to(device) for part in images.split(256)]
     parts = [part / 255 if part.dtype == torch.uint8 else part for part in parts]
-    return torch.cat([pipeline.clip.encode_image(part).cpu() for part in parts])
+    return torch.cat([pipeline.reranker.encode_image(part).cpu() for part in parts])
 
 
 @torch.inference_mode()
@@ -79,7 +79,7 @@ def reconstruct(pipeline: Pipeline, images: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns reconstructions (N, 3, S, S) in [0, 1], and tokens (N, grid, grid).
     """
-    device = next(pipeline.dvae.parameters()).device
-    tokens = [pipeline.dvae.tokens(part.to(device) / 255) for part in images.split(256)]
-    images = [pipeline.dvae.decode(part).float().cpu() for part in tokens]
+    device = next(pipeline.codebook.parameters()).device
+    tokens = [pipeline.codebook.tokens(part.to(device) / 255) for part in images.split(256)]
+    images = [pipeline.codebook.decode(part).float().cpu() for part in tokens]
     return torch.cat(images), torch.cat(tokens).cpu()

@@ -17,16 +17,18 @@ from tqdm import tqdm
 
 from minidalle import data
 from minidalle.config import Config, replace
-from minidalle.data import shapes
+from minidalle.data import digits, shapes
+from minidalle.data.cropping import resize_all
+from minidalle.data.streams import Stream
 from minidalle.files import load_tensors, save_model
 from minidalle.stages import SHIPPED
 
 WIDTHS = (32, 48, 64, 64)  # channels; every stage after the first halves the side
 N_FEATURES = 96
-N_TRUE = 30_000  # true images that a judge learns from, at most
+N_TRUE = 20_000  # true images that a judge learns from, at most
 # How each data set's judge is trained; those of other data sets as the one of digits.
 RECIPES = {
-    "shapes": dict(steps=1500),
+    "shapes": dict(steps=2500),
     "mnist": dict(steps=4000, widths=(32, 64, 96, 96)),
     "fashion_mnist": dict(steps=4000, widths=(32, 64, 96, 96)),
     "cifar": dict(steps=12_000, widths=(48, 96, 192, 192), blocks=1, flip=True),
@@ -175,15 +177,25 @@ def make_judge(config: Config, seed: int = 0) -> Judge | None:
 
 
 def true_images(config: Config) -> tuple[Tensor | None, list[dict[str, str]]]:
-    """Return images (N, 3, S, S) uint8 to learn from and their attributes, if they have any."""
-    if config.data.name == "shapes":
-        scenes = true_scenes(12_000, config.seed)
-        return scenes.images, scenes.attributes
+    """Return images (N, 3, S, S) uint8 to learn from and their attributes, if they have any.
+
+    Held-out pairs are among them where they can be drawn, of training handwriting alone.
+    """
+    name, seed = config.data.name, config.seed
     n = min(config.data.n_train, N_TRUE)
+    if name == "shapes":
+        scenes = true_scenes(n, seed)
+        return scenes.images, scenes.attributes
     dataset = data.load(replace(config, data=replace(config.data, n_train=n)), "train")
-    if not hasattr(dataset, "attributes") or dataset.attributes(0) is None:  # a stream, a folder
+    if isinstance(dataset, Stream) or dataset.attributes(0) is None:
         return None, []
-    return torch.stack([dataset[i][0] for i in range(n)]), [dataset.attributes(i) for i in range(n)]
+    n = min(n, len(dataset))
+    images, attributes = data.first(dataset, n)[0], [dataset.attributes(i) for i in range(n)]
+    if name in ("mnist", "fashion_mnist"):
+        more = digits.draw(digits.load_things(name, "train"), n // 8, seed, "held_out")
+        images = torch.cat([images, resize_all(more.images, config.data.image_size)])
+        attributes += [more.attributes(i) for i in range(len(more))]
+    return images, attributes
 
 
 def true_scenes(n: int, seed: int) -> shapes.Scenes:
@@ -200,12 +212,14 @@ def true_scenes(n: int, seed: int) -> shapes.Scenes:
 
 
 def roughen(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur and dim images a little, and add noise, as a good reconstruction might.
+    """Bend, blur and dim images a little, and add noise, as a good reconstruction might.
 
-    images (N, 3, S, S) in [0, 1]. Three in four are blurred, by up to 1 pixel; noise has a
-    standard deviation of up to 0.06, and each channel shifts by up to 0.04. What a person could
-    not read any more is never called readable: training goes no further than this.
+    images (N, 3, S, S) in [0, 1]. Outlines are bent by up to a pixel or so; three images in four
+    are blurred, by up to 1 pixel; noise has a standard deviation of up to 0.06, and each channel
+    shifts by up to 0.04. What a person could not read any more is never called readable: training
+    goes no further than this.
     """
+    images = bend(images, 1.2 * torch.rand(len(images), generator=generator), generator)
     u = torch.rand(len(images), 6, 1, 1, 1, generator=generator)
     blurred = (u[:, 0] / 0.75).clamp(max=1) * (u[:, 1] < 0.75)  # weight of the blurred copy
     x = images + blurred * (blur3(blur3(images)) - images)
@@ -226,6 +240,22 @@ def move(images: Tensor, generator: torch.Generator, by: int = 4) -> Tensor:
     at = torch.arange(n)[:, None, None]
     x = x.permute(0, 2, 3, 1)[at, rows[:, :, None], columns[:, None, :]]  # (N, S, S, 3)
     return x.permute(0, 3, 1, 2)
+
+
+def bend(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Move the pixels of images (N, 3, S, S) along a smooth random field.
+
+    Every fourth pixel along each axis moves by a normal random amount, strength (N,) pixels its
+    standard deviation; those between move by what is interpolated.
+    """
+    n, side = len(images), images.shape[-1]
+    knots = torch.randn(n, 2, side // 4 + 1, side // 4 + 1, generator=generator)
+    knots = knots * strength[:, None, None, None]
+    move = F.interpolate(knots, (side, side), mode="bilinear", align_corners=True)  # (N, 2, S, S)
+    at = (2 * torch.arange(side) + 1) / side - 1  # centres of pixels in [-1, 1]
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    grid = torch.stack([x, y], -1) + move.permute(0, 2, 3, 1) * 2 / side  # (N, S, S, 2)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def blur3(images: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ def measure(
     found = {
         "n": len(cases.captions),
         "likelihood": likelihood(pipeline, cases, tokens),
-        "codebook": codebook_use(tokens, pipeline.dvae.config.vocab_size),
+        "codebook": codebook_use(tokens, pipeline.codebook.config.vocab_size),
         "reconstruction": {
             "psnr": metrics.psnr(rebuilt, true),
             "ssim": metrics.ssim(rebuilt, true),
@@ -167,7 +167,7 @@ def measure(
     images = {"rebuilt": rebuilt, "one": drawn.first()}
     if training is not None and len(training) >= len(true):
         images["true"] = training[: len(true)] / 255  # real against real: what no model can beat
-    if pipeline.clip is not None:
+    if pipeline.reranker is not None:
         images["best"] = drawn.best()
         found["clip_score"] = clip_scores(pipeline, cases, drawn)
     if judge is not None:
@@ -249,8 +249,7 @@ def by_pair(worth: Mapping[str, Sequence[float]], pairs: Sequence[str]) -> dict[
 @torch.inference_mode()
 def clip_scores(pipeline: Pipeline, cases: Cases, drawn: Candidates) -> dict[str, float]:
     """Mean cosine of caption and image: of the true image, one sample, the best sample."""
-    pairs = zip(cases.captions, as_float(cases.images), strict=True)
-    true = torch.cat([pipeline.score(caption, image[None]) for caption, image in pairs])
+    true = pipeline.score(list(cases.captions), as_float(cases.images))
     return {
         "true": true.mean().item(),
         "one": drawn.scores.mean().item(),
@@ -289,24 +288,28 @@ def likelihood(pipeline: Pipeline, cases: Cases, tokens: Tensor) -> dict[str, fl
     count as 8-bit values (`metrics.pixel_nats`). bits_per_dim is that of the image given its
     caption, per value (three a pixel): the sum of its two parts.
     """
-    pipe, device = pipeline, pipeline.dalle.image_start.device
-    text = pipe.tokenizer.encode_batch(cases.captions, pipe.dalle.config.text_len - 1)
+    prior, codebook = pipeline.prior, pipeline.codebook
+    device = next(prior.parameters()).device
+    text = pipeline.tokenizer.encode_batch(cases.captions, prior.caption_len)
     sums = torch.zeros(3, dtype=torch.float64)  # nats of text, tokens, pixels
     for x, z, y in zip(*(t.split(64) for t in (cases.images, tokens, text)), strict=True):
         z = z.to(device)
-        text_ln, image_ln = pipe.dalle.log_likelihood(y.to(device), z.flatten(1))
-        mu, log_b = pipe.dvae.decode_vectors(pipe.dvae.code_vectors(z))
-        pixels = metrics.pixel_nats(x, mu.float().cpu(), log_b.float().cpu())
-        costs = (-text_ln.double().cpu(), -image_ln.double().cpu(), pixels)
-        sums += torch.stack([cost.sum() for cost in costs])
+        text_ln, image_ln = prior.log_likelihood(y.to(device), z.flatten(1))
+        costs = [-text_ln, -image_ln]
+        if hasattr(codebook, "decode_vectors"):  # only some codebooks have a likelihood of pixels
+            mu, log_b = codebook.decode_vectors(codebook.code_vectors(z))
+            costs.append(metrics.pixel_nats(x, mu.float().cpu(), log_b.float().cpu()))
+        for i, cost in enumerate(costs):
+            sums[i] += cost.double().cpu().sum()
     bits = (sums / math.log(2) / cases.images.numel()).tolist()
-    return {
+    found = {
         "text_nats_per_token": (sums[0] / (text >= 0).sum()).item(),
         "image_nats_per_token": (sums[1] / tokens.numel()).item(),
         "bits_per_dim_tokens": bits[1],
-        "bits_per_dim_given_tokens": bits[2],
-        "bits_per_dim": bits[1] + bits[2],
     }
+    if sums[2]:
+        found |= {"bits_per_dim_given_tokens": bits[2], "bits_per_dim": bits[1] + bits[2]}
+    return found
 
 
 ROWS = {
@@ -350,9 +353,9 @@ def table(numbers: dict) -> str:
 
 def _summary(kind: str, found: dict) -> str:
     cost, use, rebuilt = found["likelihood"], found["codebook"], found["reconstruction"]
+    bits = f"{cost['bits_per_dim']:.2f} bits per dimension; " if "bits_per_dim" in cost else ""
     return (
-        f"  {kind.replace('_', '-')}: {cost['bits_per_dim']:.2f} bits per dimension; "
-        f"{cost['text_nats_per_token']:.2f} nats per text token, "
+        f"  {kind.replace('_', '-')}: {bits}{cost['text_nats_per_token']:.2f} nats per text token, "
         f"{cost['image_nats_per_token']:.2f} per image token; {use['codes_used']:.0f} codes used, "
         f"perplexity {use['perplexity']:.0f}; reconstructions {rebuilt['psnr']:.1f} dB, "
         f"SSIM {rebuilt['ssim']:.3f}"

@@ -42,7 +42,7 @@ def choose_measure(
         metrics.find_inception()
         return "Inception-v3", lambda a, b: metrics.inception_metrics(a, b, device)
     except ValueError:
-        if judge is None and pipeline.clip is None:
+        if judge is None and pipeline.reranker is None:
             raise
     if judge is not None:
         widest = max(judge.values, key=lambda name: len(judge.values[name]))
@@ -120,7 +120,7 @@ def nearest_training(
 
     CLIP's as in the paper, else the judge's. Raises ValueError where there is neither.
     """
-    if pipeline.clip is not None:
+    if pipeline.reranker is not None:
         who, both = "CLIP", [clip_features(pipeline, x) for x in (images, training)]
     elif judge is not None:
         who, both = "the judge", [judge.all_features(x) for x in (images, training)]

@@ -65,7 +65,7 @@ def report_run(
         rebuilt, _ = reconstruct(pipeline, some.images[:N_SHOWN])
         sheets[f"{title}: samples"] = sample_sheet(some, rebuilt, drawn[kind])
         features = {}
-        if pipeline.clip is not None:
+        if pipeline.reranker is not None:
             features["CLIP"] = [clip_features(pipeline, x) for x in (samples, training)]
         if judge is not None:
             features["the judge"] = [judge.all_features(x) for x in (samples, training)]

@@ -1,12 +1,10 @@
 """Measure the run in a folder: find its data, its judge, its training images; write the pages."""
 
-from itertools import islice
 from pathlib import Path
 
-import torch
-
 from minidalle import data
-from minidalle.config import Config, replace
+from minidalle.config import Config, Typed, replace
+from minidalle.data.streams import Stream
 from minidalle.evaluation.judge import find_judge
 from minidalle.evaluation.measure import Cases, cases_of, draw_all, load_cases, table
 from minidalle.evaluation.protocol import paper_protocol, protocol_text, write_protocol
@@ -39,7 +37,7 @@ def evaluate_run(
         raise ValueError(f"unknown protocol {protocol!r}; choose from paper")
     pipeline, (_, config) = Pipeline.load(run, device=device), read_model(Path(run) / "dalle")
     if own:
-        config = replace(config, data=replace(config.data, name="folder", folder=own))
+        config = replace(config, data=replace(config.data, name="folder", folder=Typed(own)))
     cases = load_cases(replace(config, seed=seed), n * seeds)
     training = training_images(config)
     judge = find_judge(config, run if own == "" else out)
@@ -60,10 +58,9 @@ def evaluate_run(
 def training_images(config: Config) -> Cases:
     """The first training images of a data set, or of a stream, with their attributes if any."""
     dataset = data.load(config, "train")
-    if hasattr(dataset, "__len__"):
-        return cases_of(dataset, N_TRAINING)
-    images, captions = zip(*islice(dataset.examples(workers=0), N_TRAINING), strict=True)
-    return Cases(torch.stack(images), list(captions))
+    if isinstance(dataset, Stream):
+        return Cases(*data.first(dataset, N_TRAINING))
+    return cases_of(dataset, N_TRAINING)
 
 
 def vote_between(runs: list[str], out: str | Path, n: int, seed: int, device: str = "cpu") -> Path:

@@ -100,7 +100,7 @@ class ShardedCheckpoints(Checkpoints):
         if changed:
             raise ValueError(
                 f"{path} belongs to a run with another configuration: {'; '.join(changed)}. "
-                f"Use the old values, or train into another folder"
+                f"Use the old values, train into another folder, or start again with --fresh"
             )
         known = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
         _make_moments(model, optimizer, known, saved["optimizer"])
@@ -117,12 +117,12 @@ class ShardedCheckpoints(Checkpoints):
         """Rename the folder, if it holds checkpoints, so that a run can start afresh."""
         self._lead(super().set_aside)
 
-    def finish(self, model: nn.Module, config: Config | None) -> None:
+    def finish(self, model: nn.Module, config: Config | None, made_from: dict[str, str]) -> None:
         """Gather the finished model and write model.safetensors and config.json, whole."""
         self.wait()
         state = gathered(model, "cpu")
         if config is not None:
-            self._lead(lambda: save_model(self.folder.parent, state, to_json(config)))
+            self._lead(lambda: save_model(self.folder.parent, state, to_json(config), made_from))
 
     def _local_state(self) -> dict[str, Tensor]:
         return {

@@ -87,7 +87,7 @@ class Checkpoints:
             if changed := differences(meta["config"], config):
                 raise ValueError(
                     f"{path} belongs to a run with another configuration: {'; '.join(changed)}. "
-                    f"Use the old values, or train into another folder"
+                    f"Use the old values, train into another folder, or start again with --fresh"
                 )
             _restore(path, tensors, scalars, model, optimizer, average)
             return meta
@@ -113,10 +113,10 @@ class Checkpoints:
                 number += 1
             self.folder.rename(other)
 
-    def finish(self, model: nn.Module, config: Config | None) -> None:
+    def finish(self, model: nn.Module, config: Config | None, made_from: dict[str, str]) -> None:
         """Write the finished model beside the checkpoints, if its configuration is known."""
         if config is not None:
-            save_model(self.folder.parent, model.state_dict(), to_json(config))
+            save_model(self.folder.parent, model.state_dict(), to_json(config), made_from)
 
     def read(self, path: Path) -> tuple[dict[str, Tensor], dict, dict]:
         """Return the tensors, meta and optimiser's plain values of one checkpoint.

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 
-class Journal:
+class Log:
     """Collects the metrics of a run and writes their means; a process that is not main is silent.
 
     While it is open no other process can open one in the same folder.
@@ -28,8 +28,13 @@ class Journal:
             _lock(self.file, folder)
             self.board = _open_tensorboard(folder) if tensorboard else None
 
-    def begin(self, step: int, steps: int, title: str) -> None:
-        """Start after `step` updates of `steps`: lines of later updates will be written again."""
+    def begin(self, step: int, steps: int, title: str, state: dict | None = None) -> None:
+        """Start after `step` updates of `steps`: lines of later updates will be written again.
+
+        state: what `state` returned then.
+        """
+        if state:
+            self.count, self.sums = state["count"], dict(state["sums"])
         # disable=None: silent where stderr is not a terminal, as in a notebook or a log file
         silent = None if self.is_main else True
         self.bar = tqdm(initial=step, total=steps, desc=title, disable=silent)
@@ -49,6 +54,10 @@ class Journal:
         means = {name: float(total) / self.count for name, total in self.sums.items()}
         self.sums, self.count = {}, 0
         return means
+
+    def state(self) -> dict:
+        """Return what is summed up but not yet written, as plain values."""
+        return {"count": self.count, "sums": {k: float(v) for k, v in self.sums.items()}}
 
     def lap(self) -> float:
         """Return the seconds since the last call."""

@@ -4,17 +4,25 @@ Source: this project.
 """
 
 import math
+import os
+import signal
+import threading
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import torch
 
 from minidalle.config import Config, TrainConfig
 from minidalle.training.checkpoints import Checkpoints
-from minidalle.training.log import Journal
+from minidalle.training.log import Log
 
 
 class TrainingError(RuntimeError):
     """The run cannot go on; the message says what to try."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM stopped the run, after a save; the message says how to go on."""
 
 
 class Run:
@@ -28,9 +36,9 @@ class Run:
         self.best, self.seconds, self.last = None, 0.0, {}
         self.is_new_best = self.save_failed = False
 
-    def start(self, journal: Journal, resume: bool) -> None:
+    def start(self, log: Log, resume: bool) -> None:
         """Load the newest checkpoint, if there is one."""
-        self.journal = journal
+        self.log = log
         if not resume:
             self.checkpoints.set_aside()
         meta = self.checkpoints.load_latest(*self.live, self.identity)
@@ -38,7 +46,7 @@ class Run:
             for name in COUNTS:
                 setattr(self, name, meta[name])
             self.saved = self.step
-        journal.begin(self.step, self.config.steps, self.folder.name)
+        log.begin(self.step, self.config.steps, self.folder.name, (meta or {}).get("log"))
 
     def due(self, every: int) -> bool:
         """Is this the moment of something done `every` so many updates, and at the end?"""
@@ -47,18 +55,18 @@ class Run:
     def record(self, metrics: dict, bad: bool, max_bad: int) -> None:
         """Count one update; a bad one leaves no trace in the means."""
         self.step += 1
-        self.journal.bar.update()
+        self.log.bar.update()
         self.bad_in_a_row = self.bad_in_a_row + 1 if bad else 0
         if bad:
             self.skipped += 1
-            self.journal.say(f"update {self.step} skipped: its loss or gradient is not finite")
+            self.log.say(f"update {self.step} skipped: its loss or gradient is not finite")
             if self.bad_in_a_row >= max_bad:
                 raise TrainingError(self._advice())
         else:
-            self.journal.add(metrics)
+            self.log.add(metrics)
         if self.due(self.config.log_every):
             rate = self.optimizer.param_groups[0]["lr"]
-            self._write(self.journal.means() | {"lr": rate, "skipped": self.skipped})
+            self._write(self.log.means() | {"lr": rate, "skipped": self.skipped})
 
     def evaluate(self, evaluate: Callable | None, sheet: Callable | None) -> None:
         """Let the callbacks see the averaged weights, log what they find, remember the best."""
@@ -78,19 +86,26 @@ class Run:
         self.average.swap()
         self.model.eval()
         try:
-            if sheet is not None and self.journal.is_main:
-                path = self.folder / "samples" / f"step-{self.step:08d}.png"
-                path.parent.mkdir(exist_ok=True)
-                sheet(self.model, path)
+            if sheet is not None and self.log.is_main:
+                self._draw(sheet)
             return evaluate(self.model, self.step) if evaluate is not None else {}
         finally:
             self.average.swap()
             self.model.train()
 
+    def _draw(self, sheet: Callable) -> None:
+        """Draw a sheet of samples, only for looking at: a failure does not end the run."""
+        path = self.folder / "samples" / f"step-{self.step:08d}.png"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            sheet(self.model, path)
+        except Exception as error:
+            self.log.say(f"no sheet of samples: {type(error).__name__}: {error}")
+
     def _write(self, metrics: dict[str, float]) -> None:
-        self.seconds += self.journal.lap()
+        self.seconds += self.log.lap()
         row = {"step": self.step} | metrics | {"seconds": round(self.seconds, 3)}
-        self.journal.write(row)
+        self.log.write(row)
         self.last |= row
 
     def save_if_due(self, stop: bool) -> None:
@@ -101,14 +116,15 @@ class Run:
 
     def save(self) -> None:
         """Save a checkpoint; a failure, such as a full disk, is told and does not end the run."""
-        meta = {name: getattr(self, name) for name in COUNTS} | {"config": self.identity}
+        meta = {name: getattr(self, name) for name in COUNTS}
+        meta |= {"config": self.identity, "log": self.log.state()}
         self.is_new_best = False
         try:
             self.checkpoints.save(*self.live, meta)
             self.saved, self.save_failed = self.step, False
         except OSError as error:
             self.save_failed = True
-            self.journal.say(
+            self.log.say(
                 f"{error}. Training goes on, the checkpoint of update {self.saved} stays, and "
                 f"saving is tried again every {self.config.log_every} updates"
             )
@@ -128,7 +144,7 @@ class Run:
             raise OSError(f"the run is done but could not be saved in {self.folder}")
         self.average.swap()
         self.model.eval()
-        self.checkpoints.finish(self.model, run_config)
+        self.checkpoints.finish(self.model, run_config, self.identity.get("made_from", {}))
         return self.last
 
     def _advice(self) -> str:
@@ -142,3 +158,73 @@ class Run:
 
 
 COUNTS = ("step", "skipped", "bad_in_a_row", "best", "seconds", "last")  # stored in checkpoints
+
+
+class StopSignals:
+    """Notes Ctrl-C and SIGTERM, for the loop to stop between updates; a second Ctrl-C is not kept.
+
+    One that came too late for the loop is raised again at the end.
+    """
+
+    def __enter__(self):
+        self.number, self.old = None, {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.old[number] = signal.signal(number, self._note)
+        return self
+
+    @property
+    def caught(self) -> bool:
+        return self.number is not None
+
+    def _note(self, number, frame):
+        if self.caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = number
+
+    def __exit__(self, kind, *error):
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+        if self.caught and kind is None:
+            os.kill(os.getpid(), self.number)
+
+
+@contextmanager
+def global_generators(device: str | torch.device):
+    """Yield torch's own generators, which nn.Dropout draws from, and restore them afterwards."""
+    device = torch.device(device)
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        torch.cuda.init()
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [g.get_state() for g in generators]
+    yield generators
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+
+
+@contextmanager
+def memory_advice(config: TrainConfig):
+    """Say in the error what to change where the GPU's memory is full."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = config.batch_size // config.accumulate
+        raise TrainingError(
+            f"out of GPU memory with batch_size={config.batch_size}, accumulate={config.accumulate}"
+            f" ({size} examples at once). Lower batch_size or (not for clip) raise accumulate; "
+            f"`python -m minidalle plan` shows what fits"
+        ) from error
+
+
+@contextmanager
+def no_denormals():
+    """Let numbers below 1e-38 be zero: processors take many times as long for them.
+
+    The setting is the whole process's, and torch cannot say what it was: it is off afterwards.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)

@@ -41,6 +41,7 @@ def pipeline() -> Pipeline:
     config = get_config("toy", SIZES)
     tokenizer = BPETokenizer.train(shapes.draw(200, 0, "train").captions, 512)
     models = DiscreteVAE(config.dvae), DALLE(config.dalle), CLIP(config.clip)
+    models[-1].tokenizer = tokenizer
     return Pipeline(tokenizer, *(m.eval() for m in models))
 
 
@@ -67,7 +68,7 @@ def test_everything_is_measured_and_fits_json(pipeline, judge):
 
 
 def test_without_judge_and_clip_the_rest_is_measured(pipeline):
-    bare = Pipeline(pipeline.tokenizer, pipeline.dvae, pipeline.dalle)
+    bare = Pipeline(pipeline.tokenizer, pipeline.codebook, pipeline.prior)
     scenes = shapes.draw(3, 0, "test")
     cases = {"all": Cases(scenes.images, scenes.captions)}
     found = evaluate(bare, None, cases, candidates=2, progress=False)["kinds"]["all"]
@@ -108,7 +109,7 @@ def test_candidates_are_every_caption_s_own(pipeline):
     drawn = draw_candidates(pipeline, captions, 5, seed=1, batch_size=4, progress=False)
     assert drawn.images.shape == (3, 5, 3, 32, 32) and drawn.images.dtype == torch.uint8
     for i, caption in enumerate(captions):
-        want = pipeline.score(caption, drawn.images[i] / 255)
+        want = pipeline.score([caption], drawn.images[i] / 255)
         assert torch.allclose(drawn.scores[i], want, atol=5e-3)  # pictures were rounded to 8 bits
         assert torch.equal(drawn.best()[i], drawn.images[i, drawn.scores[i].argmax()] / 255)
     again = draw_candidates(pipeline, captions, 5, seed=1, batch_size=15, progress=False)
@@ -126,8 +127,8 @@ def test_likelihood_by_a_loop(pipeline):
         ids = pipeline.tokenizer.encode(caption)
         padded = torch.tensor([ids + [PAD] * (31 - len(ids))])
         with torch.no_grad():
-            text_logits, image_logits = pipeline.dalle(padded, z.flatten()[None])
-            mu, log_b = pipeline.dvae.decode_vectors(pipeline.dvae.code_vectors(z[None]))
+            text_logits, image_logits = pipeline.prior(padded, z.flatten()[None])
+            mu, log_b = pipeline.codebook.decode_vectors(pipeline.codebook.code_vectors(z[None]))
         n_text += len(ids)
         text_nats -= sum(text_logits[0].log_softmax(1)[i, t].item() for i, t in enumerate(ids))
         log_p = image_logits[0].log_softmax(1)

@@ -64,20 +64,12 @@ def build(mesh, config=None, precision_name="float32", fuse=False) -> DALLE:
     return model
 
 
-def train(model, folder, config=None, **options) -> list[dict]:
+def train(model, folder, config=None, team=None, checkpoints=None, **options) -> list[dict]:
     """Run fit over all processes; return the lines of its log."""
     config = config or tiny()
-    team = options.pop("team", None) or launch.Team(model, config.train_dalle)
-    options = {"clip": team.clip, "checkpoints": NoCheckpoints()} | options
-    fit(
-        model,
-        options.pop("batches", shares),
-        config.train_dalle,
-        folder,
-        agree=team.agree,
-        is_main=launch.is_main(),
-        **options,
-    )
+    team = team or launch.Team(model, config.train_dalle)
+    team.files = checkpoints or NoCheckpoints()
+    fit(model, options.pop("batches", shares), config.train_dalle, folder, team=team, **options)
     dist.barrier()
     return log(folder)
 
@@ -123,8 +115,8 @@ def sharded(out: Path) -> dict:
 
     model, config = build(mesh), tiny()
     team = launch.Team(model, config.train_dalle)
-    team.scales = precision.ResblockScales(model)
-    found["float16"] = train(model, out / "float16", config, team=team, max_bad=1000)
+    team.scales, team.max_bad = precision.ResblockScales(model), 1000
+    found["float16"] = train(model, out / "float16", config, team=team)
 
     config = tiny(clip_norm=0.0)
     found["unclipped"] = train(build(mesh), out / "unclipped", config)
@@ -132,8 +124,9 @@ def sharded(out: Path) -> dict:
     optimizer = memory.BackwardAdamW(
         memory.parameter_groups(model, 0.05), config.train_dalle, moments=torch.float32
     )
-    options = {"optimizer": optimizer, "clip": optimizer.end_update}
-    found["in_backward"] = train(model, out / "in_backward", config, **options)
+    team = launch.Team(model, config.train_dalle)
+    team.updater = optimizer
+    found["in_backward"] = train(model, out / "in_backward", config, team=team)
     found["gather"] = gathered_gradient()
     found["sheets"] = sheets(mesh, out)
     return found
@@ -158,7 +151,7 @@ def sheets(mesh, out: Path) -> list[dict]:
         model = build(mesh)
         team = launch.Team(model, config.train_dalle)
         sharding.room = lambda device, room=room: room
-        seen, draw = team.share(evaluate, sheet)
+        seen, draw = team.callbacks(evaluate, sheet)
         rows = train(model, out / name, config, team=team, evaluate=seen, sheet=draw)
     return rows
 
@@ -193,10 +186,7 @@ def compressed(out: Path) -> dict:
     found["whole"] = train(model, out / "whole")
 
     model = build(mesh["shard"])
-    exact = powersgd.compress(model, mesh, 32, start=2)
-    for state in exact.states:
-        state.min_compression_rate = 0.0  # else torch does not compress at full rank
-        state.matrix_approximation_rank = 10_000
+    powersgd.compress(model, mesh, 10_000, whole=2)
     found["full rank"] = train(model, out / "full")
     found["thin rank"] = counted(mesh, out)
     found["held"] = held(mesh, out)
@@ -210,10 +200,8 @@ def counted(mesh, out: Path) -> dict:
     group = mesh["replicate"].get_group()
     for rank in (0, 8):
         model = build(mesh["shard"])
-        states = powersgd.compress(model, mesh, rank, start=2).states
-        for state in states:
-            state.iter = state.start_powerSGD_iter
-        with powersgd.CountedBytes(group) as seen:
+        powersgd.compress(model, mesh, rank, whole=0)
+        with powersgd.counted_bytes(group) as seen:
             train(model, out / f"rank-{rank}", config)
         bytes_sent[rank] = seen.total / STEPS
     sums = torch.stack([p.to_local().double().sum() for p in model.parameters()])
@@ -229,7 +217,7 @@ def held(mesh, out: Path) -> dict:
         model, config = build(mesh["shard"]), tiny(accumulate=parts)
         team = launch.Team(model, config.train_dalle)
         powersgd.compress(model, mesh, 0, team.is_last_part)
-        with powersgd.CountedBytes(mesh["replicate"].get_group()) as seen:
+        with powersgd.counted_bytes(mesh["replicate"].get_group()) as seen:
             rows = train(model, out / f"held-{parts}", config, team=team)
         found[parts] = {"bytes": seen.total, "rows": rows}
     return found
@@ -240,7 +228,7 @@ def half(mesh, out: Path) -> dict:
     found = {}
     for name, rank in (("plain", 0), ("full rank", 10_000), ("thin", 8), ("thin float32", 8)):
         model, team, _ = half_team(mesh, rank, tiny(), scaled="float32" not in name)
-        found[name] = train(model, out / "half" / name, team=team, max_bad=1000)
+        found[name] = train(model, out / "half" / name, team=team)
     found["overflow"] = overflow(mesh, out)
     return found
 
@@ -250,13 +238,11 @@ def half_team(mesh, rank: int, config, scaled: bool = True):
     model = build(mesh["shard"] if rank else mesh)
     team, compression = launch.Team(model, config.train_dalle), None
     if scaled:
-        team.scales = precision.ResblockScales(model)
+        team.scales, team.max_bad = precision.ResblockScales(model), 1000
     if rank:
         compression = powersgd.compress(
-            model, mesh, rank, team.is_last_part, start=2, scales=team.scales
+            model, mesh, rank, team.is_last_part, whole=2, scales=team.scales
         )
-    for state in compression.states if rank > 32 else ():
-        state.min_compression_rate = 0.0  # else torch does not compress at full rank
     return model, team, compression
 
 
@@ -284,7 +270,7 @@ def overflow(mesh, out: Path) -> list[dict]:
             kept.append(snapshot(model, team, compression))
             yield batch
 
-    rows = train(model, out / "half" / "overflow", config, team=team, batches=batches, max_bad=1000)
+    rows = train(model, out / "half" / "overflow", config, team=team, batches=batches)
     kept.append(snapshot(model, team, compression))
     before, after, last = kept[3:6]
     mine = {"rows": rows, "scales": [k["scales"] for k in kept]}
@@ -299,7 +285,6 @@ def overflow(mesh, out: Path) -> list[dict]:
 def snapshot(model: DALLE, team: launch.Team, compression) -> dict:
     """A copy of this process's weights, in one piece, of its scales and of what PowerSGD keeps."""
     kept = {k: v.clone() for k, v in compression.state_dict().items() if "updates" not in k}
-    kept = {k: v for k, v in kept.items() if "p_memory" not in k}
     weights = torch.cat([p.detach().to_local().flatten() for p in model.parameters()])
     return kept | {"weights": weights, "scales": [s.item() for s in team.scales.scales]}
 
