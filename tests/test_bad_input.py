@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from minidalle.__main__ import main
+from minidalle.cli import main
 from minidalle.config import get_config, to_json
 from minidalle.files import save_model
 

@@ -15,7 +15,7 @@ import torch
 from helpers.own_images import BROKEN, good_pairs, png, write_tar
 
 from minidalle import data
-from minidalle.__main__ import main
+from minidalle.cli import main
 from minidalle.config import DataConfig, Typed, from_json, get_config, replace, to_json
 from minidalle.data.streams import Stream, is_url, load_stream
 from minidalle.stages import SHIPPED
@@ -174,7 +174,7 @@ def test_the_data_and_the_first_stage_take_a_stream(tmp_path, urls, capsys):
 
 @pytest.mark.slow
 def test_a_run_is_measured_on_a_stream(tmp_path, urls, monkeypatch):
-    monkeypatch.setattr("minidalle.__main__.N_NEIGHBOURS", 8)
+    monkeypatch.setattr("minidalle.cli.N_NEIGHBOURS", 8)
     toy = str(shutil.copytree(SHIPPED / "toy", tmp_path / "toy"))
     own = ["--data", "::".join(urls), "-n", "2", "--candidates", "1"]
     assert main(["evaluate", "--run", toy, *own]) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minidalle.__main__ import build_parser
+from minidalle.cli import build_parser
 from minidalle.config import PRESETS, get_config
 
 ROOT = Path(__file__).resolve().parents[2]
