@@ -91,7 +91,8 @@ def examples(data: str) -> dict:
     """Return a world's first caption, its synonyms, and the captions of "Try to fool it"."""
     if data == "shapes":
         shapes = world("shapes")
-        held_out = [f"a large {c} {s} in the middle on a white background" for s, c in shapes.HELD_OUT]
+        where = "in the middle on a white background"
+        held_out = [f"a large {colour} {shape} {where}" for shape, colour in shapes.HELD_OUT]
         first = "a large red heart in the middle on a white background"
         two = "a large red circle and a small blue square on a white background"
         single = "Every training image holds exactly one object"
@@ -123,7 +124,7 @@ def notebooks() -> dict[str, str]:
 
 
 def build(folder: Path) -> str:
-    """Return the page for a folder of checkpoints. Raises ValueError where it would be too large."""
+    """Return the page for a folder of checkpoints. Raises ValueError where it gets too large."""
     content = collect(folder)
     weights = content.pop("weights")
     content |= {"examples": examples(content["data"])}

@@ -18,11 +18,12 @@ function normalise(text) {
     text = text.replace(/&(#\d{1,6}|[a-z]{2,4});/g, (all, name) =>
       name[0] === "#" ? String.fromCodePoint(Math.min(0x10FFFF, +name.slice(1))) : ENTITIES[name] ?? all);
   }
-  text = text.replace(/ﬅ/g, "ſt") // then ligatures and wide letters
+  text = text.replace(/ﬅ/g, "ſt") // then the other ligatures, and wide letters
     .replace(/[ĲĳŉǱ-ǳǄ-ǌﬀ-ﬆ\uff01-\uffef\u3000]/g, (c) => c.normalize("NFKC"))
     .replace(/[\u02bc\u2018-\u201b]/g, "'").replace(/[\u201c-\u201f]/g, '"')
     .replace(/\x1b\[[\d;]*[a-zA-Z]/g, "") // colours of a terminal
-    .replace(/[\x00-\x08\x0b\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]/g, "").normalize("NFC");
+    .replace(/[\x00-\x08\x0b\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]/g, "")
+    .replace(/\p{Surrogate}/gu, "\ufffd").normalize("NFC"); // UTF-8 holds no half of a pair
   return text.split(/[\s\x85]+/).filter((word) => word).join(" ").toLowerCase();
 }
 

@@ -120,16 +120,15 @@ function showChips() {
 }
 
 function showMerges({ steps, tokens }) {
-  const lines = [];
-  steps.forEach((pieces, i) => {
-    if (i) lines.push(make("span", { className: "arrow" }, "→"));
-    const before = i ? steps[i - 1] : pieces;
-    const fresh = i ? pieces.findIndex((piece, j) => piece !== before[j]) : -1;
-    lines.push(...pieces.map((piece, j) => make("span", { className: j === fresh ? "token new" : "token" }, piece)));
-  });
-  const count = steps.length - 1;
-  const told = count === 0 ? " stands alone: nothing to merge." : `: ${count} ${count === 1 ? "merge" : "merges"}, ${tokens.length} ${tokens.length === 1 ? "token" : "tokens"}.`;
-  $("merges").replaceChildren(make("p", {}, make("b", {}, `“${steps[0].join("")}”`), told), make("p", {}, ...lines));
+  const word = steps[0].join(""), count = steps.length - 1;
+  const told = count === 0 ? " stands alone: nothing to merge."
+    : `: ${count} ${count === 1 ? "merge" : "merges"}, ${tokens.length} ${tokens.length === 1 ? "token" : "tokens"}.`;
+  const shown = word.length <= 24 ? steps : []; // the merges of a longer word would fill the page
+  $("merges").replaceChildren(make("p", {}, make("b", {}, `“${word}”`), told), make("p", {}, ...shown.map((pieces, i) => {
+    const fresh = i ? pieces.findIndex((piece, j) => piece !== steps[i - 1][j]) : -1;
+    return make("span", { className: "stage" }, i ? "→ " : "",
+      ...pieces.map((piece, j) => make("span", { className: j === fresh ? "token new" : "token" }, piece)));
+  })));
 }
 
 // ---- 2 · The stream ---------------------------------------------------------------------------------
@@ -172,7 +171,7 @@ function buildStream() {
 function refreshStream() {
   [...$("words").children].forEach((button, i) => {
     const { text, name } = wordAt(i);
-    button.textContent = text;
+    button.textContent = button.title = text;
     button.classList.toggle("pad", text === "pad");
     button.ariaLabel = `Text state ${i}: ${name}`;
   });
@@ -212,7 +211,7 @@ function showLayers(position, { layers, expected }) {
   const next = art.words?.[position];
   $("state").textContent = cell >= 0
     ? `Cell ${cell} (${place(cell)}): this state predicts the code of its cell.`
-    : `Text state ${position} holds the ${position ? "" : ""}${name}`.replace("the “", "“").replace("the pad", "pad")
+    : `Text state ${position} holds ${position ? name : "the start of the text"}`
       + (expected === null ? "." : ` and predicts the next token, ${quote(next)}: chance ${percent(expected)}.`);
   const label = (k) => (k === position ? "itself" : k < textLen ? wordAt(k).name : `cell ${k - textLen}`);
   $("layers").replaceChildren(...layers.map(({ kind, seen, heads: looks }, i) => {
@@ -237,7 +236,7 @@ function drawLook(seen, looks, position) {
   const context = canvas.getContext("2d");
   const corner = (k) => (k < textLen ? [(k % grid) * size, Math.floor(k / grid) * size]
     : [((k - textLen) % grid) * size, (textRows + Math.floor((k - textLen) / grid)) * size + gap]);
-  context.fillStyle = colour("--line");
+  context.fillStyle = colour("--faint");
   context.fillRect(0, 0, canvas.width, canvas.height);
   for (let k = 0; k < textLen + cells; k++) {
     const [x, y] = corner(k), visible = seen.includes(k);
@@ -269,7 +268,7 @@ function options() {
 
 function showSettings() {
   const { temperature, topK, topP, guidance } = options();
-  const told = { temperature: temperature === 0 ? "0: likeliest" : temperature.toFixed(2), topK: topK ?? "all", topP: topP === null ? "all" : topP.toFixed(2),
+  const told = { temperature: temperature === 0 ? "likeliest" : temperature.toFixed(2), topK: topK ?? "all", topP: topP === null ? "all" : topP.toFixed(2),
     guidance: guidance === 1 ? "off" : guidance.toFixed(2) };
   for (const [name, text] of Object.entries(told)) {
     $("settings").querySelector(`output[for=${name}]`).textContent = text;
@@ -323,8 +322,8 @@ async function showImage() {
   paint($("drawing").querySelector("canvas"), pixels);
 }
 
-/** Show the likeliest codes of a cell that is drawn. */
-async function showCodes(cell) {
+/** Show the likeliest codes of a cell that is drawn; `why` says why of this one. */
+async function showCodes(cell, why = "") {
   if (cell < 0) {
     $("codesTitle").textContent = "The likeliest codes";
     $("codesNote").textContent = "Draw or step: the codes of each cell appear here, as the patches that they stand for.";
@@ -334,7 +333,7 @@ async function showCodes(cell) {
   const found = await ask("codes", { ids: art.ids, tokens: drawn(), cell, options: options(), most: 8, also: art.tokens[cell] });
   const focused = $("codes").contains(document.activeElement) ? document.activeElement.dataset.code : null;
   $("codesTitle").textContent = `The likeliest codes of cell ${cell} (${place(cell)})`;
-  $("codesNote").textContent = "Choose one to put its patch there. The chances are those at the settings below.";
+  $("codesNote").textContent = `${why}Choose one to put its patch there. The chances are those at the settings below.`;
   $("codes").replaceChildren(...found.map(({ code, p, patch }) => {
     const bar = make("span", { className: "bar" });
     bar.style.width = `${100 * p}%`;
@@ -374,7 +373,14 @@ async function play() {
     await new Promise((resume) => setTimeout(resume, speed === "watch" ? 60 : 0));
   }
   playing = false;
-  await showCodes(art.next - 1);
+  await showWidest();
+}
+
+/** Show the codes of the cell whose choice was widest, or of the last one while some are missing. */
+async function showWidest() {
+  if (art.next < facts.cells) return showCodes(art.next - 1);
+  const cell = await ask("widest", { ids: art.ids, tokens: art.tokens, options: options() });
+  await showCodes(cell, "Of all cells this one left most to chance. ");
 }
 
 /** Draw all that is left at once. */
@@ -459,7 +465,7 @@ function showReading(reading, caption) {
   words.append("judge: ");
   Object.entries(reading).filter(([, value]) => value !== "none").forEach(([name, value], i) => {
     const wrong = wanted[name].length > 0 && !wanted[name].includes(value);
-    words.append(i ? ", " : "", make("span", { className: wrong ? "wrong" : "" }, (wanted[name].length === 0 ? "" : wrong ? "✗ " : "✓ ") + value));
+    words.append(i ? ", " : "", make("span", { className: wrong ? "wrong" : "" }, (wanted[name].length === 0 ? "" : wrong ? "✗\u00a0" : "✓\u00a0") + value));
   });
   return words;
 }
@@ -506,7 +512,7 @@ function showCandidates(found, caption, ids) {
     const open = () => act(async () => {
       art = { caption: caption.trim(), ids, words, tokens: tokens.slice(), next: facts.cells, hand: new Map(), draws, selected: -1 };
       await showImage();
-      await showCodes(facts.cells - 1);
+      await showWidest();
       $("h-drawing").scrollIntoView();
       $("drawing").querySelector("button").focus({ preventScroll: true });
     });
@@ -564,7 +570,7 @@ function buildFool() {
     trial("A word that it does not know", [unknown.caption], ({ parts }) => {
       const part = parts.find(({ steps }) => steps[0].join("") === unknown.word);
       const pieces = part.tokens.map(({ text }) => text);
-      return `No text is out of reach of the tokenizer: it cuts “${unknown.word}” into ${pieces.length} tokens, ${pieces.join(" · ")}. The prior has hardly seen them, so the image follows the rest of the caption, and the thing in it is a guess.`;
+      return `No text is out of reach of the tokenizer: it cuts “${unknown.word}” into ${pieces.length} tokens, ${pieces.join(" · ")}. The prior never saw them in this order, so the image follows the rest of the caption, and the thing in it is a guess.`;
     }),
   ];
   $("fool").append(...trials);
@@ -640,7 +646,7 @@ async function main() {
   await act(async () => {
     await begin();
     await finish();
-    await showCodes(facts.cells - 1);
+    await showWidest();
   });
   document.documentElement.dataset.ready = "yes";
 }

@@ -106,6 +106,13 @@ const answers = {
     });
   },
 
+  /** The cell whose choice was widest: where the chances had the largest entropy. */
+  widest({ ids, tokens, options }) {
+    read(ids);
+    const entropy = tokens.map((_, cell) => -sum(sampler.chances(tokens.slice(0, cell), options).map((p) => (p ? p * Math.log(p) : 0))));
+    return entropy.indexOf(Math.max(...entropy));
+  },
+
   /** What the state at `position` may see in each layer, and how much each head looks at it (null
    *  where the state has not been computed). */
   looks({ ids, tokens, position }) {

@@ -1,0 +1,295 @@
+"""The playground's engine under Node says what the package says, for any sizes of the models."""
+
+import dataclasses
+import importlib
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from minidalle.attention import column_mask, conv_mask, row_mask
+from minidalle.clip import CLIP
+from minidalle.config import get_config
+from minidalle.dalle import DALLE
+from minidalle.dvae import DiscreteVAE
+from minidalle.generate import Pipeline, sample
+from minidalle.tokenizer import PAD, BPETokenizer, normalise
+from minidalle.transformer import layer_kinds
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PLAYGROUND = ROOT / "docs" / "playground"
+TOY = ROOT / "data" / "checkpoints" / "toy"
+sys.path.insert(0, str(PLAYGROUND))
+import build  # noqa: E402
+
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="no node here")
+
+CAPTIONS = [
+    "a large red heart in the middle on a white background",
+    "small yellow ring, top left, navy background",
+    "on a grey background, a little violet plus in the lower right",
+]
+ODD = [
+    "",
+    "   ",
+    "A LARGE RED HEART",
+    "ÄÖÜ ß ẞ İstanbul ΣΊΣΥΦΟΣ",
+    "🟥❤️👩‍👩‍👧‍👦 a 🦖 dinosaur",
+    "pneumonoultramicroscopicsilicovolcanoconiosis",
+    "x" * 300,
+    "ab" * 200,
+    "日本語のテキスト　全角スペース",
+    "ＦＵＬＬ　ｗｉｄｔｈ",
+    "“curly” ‘quotes’ and ʼtick",
+    "ﬁne ﬂow oﬀice ﬃ ﬄ ﬅ ﬆ Ǆ ǆ ĳ ŉ",
+    "tabs\tand\nnew\r\nlines\u2028here\u00a0and\u3000there",
+    "a&amp;b &lt;b&gt; &quot;x&quot; &#65; &nbsp;",
+    "<b>bold</b> &amp; kept",
+    "<script>alert(1)</script>",
+    "control\x00\x07\x1b[31mred\x1b[0m\x7f\ufeff",
+    "cafe\u0301 noe\u0308l",
+    "lone \ud800 surrogate \udc00",
+    "3 reds, 4 blues; 5% of a-b_c (d) [e] {f}!?",
+    "naïve façade Ω≈ç√∫ привет مرحبا",
+]
+
+
+def many_captions(n: int) -> list[str]:
+    """Captions of the world, the odd ones, and random mixtures of both and of other letters."""
+    rng, captions = random.Random(0), CAPTIONS + ODD
+    letters = "abcdefghijklmnopqrstuvwxyzäßé  ,.-'\"0123456789ABCDEFG🟦❤日\u0301\u200d"
+    while len(captions) < n:
+        words = " ".join(CAPTIONS).split()
+        some = rng.choices(words, k=rng.randint(1, 8))
+        noise = "".join(rng.choices(letters, k=rng.randint(0, 20)))
+        captions.append(" ".join([*some, noise, rng.choice(words).upper()]))
+    return captions[:n]
+
+
+def write_odd_models(folder: Path) -> Path:
+    """Write untrained models of other sizes than any preset's; no judge."""
+    torch.manual_seed(0)
+    config = get_config(
+        "toy",
+        [
+            *"data.image_size=24 tokenizer.vocab_size=290".split(),
+            *"dvae.image_size=24 dvae.n_hid=8 dvae.n_blocks=2 dvae.gain=none".split(),
+            *"dvae.vocab_size=37 dvae.n_init=10 dalle.text_vocab=290 dalle.text_len=41".split(),
+            *"dalle.image_vocab=37 dalle.grid=6 dalle.n_layers=6 dalle.n_heads=3".split(),
+            *"dalle.head_dim=10 dalle.kernel=5 clip.image_size=24 clip.patch_size=6".split(),
+            *"clip.vision_width=20 clip.vision_layers=2 clip.vision_heads=5".split(),
+            *"clip.vocab_size=292 clip.context_length=45 clip.text_width=18".split(),
+            *"clip.text_layers=1 clip.text_heads=2 clip.embed_dim=7".split(),
+        ],
+    )
+    tokenizer = BPETokenizer.train(CAPTIONS * 3, 290)
+    tokenizer.save(folder / "tokenizer" / "tokenizer.json")
+    models = {
+        "dvae": DiscreteVAE(config.dvae),
+        "dalle": DALLE(config.dalle),
+        "clip": CLIP(config.clip),
+    }
+    for stage, model in models.items():
+        (folder / stage).mkdir()
+        if stage == "dalle":  # the small first weights would make attention and logits flat
+            for parameter in model.parameters():
+                parameter.data += 0.15 * torch.randn(parameter.shape)
+        weights = {name: value.half() for name, value in model.state_dict().items()}
+        save_file(weights, folder / stage / "model.safetensors")
+    for stage in ("tokenizer", *models):
+        text = json.dumps(dataclasses.asdict(config))
+        (folder / stage / "config.json").write_text(text)
+    return folder
+
+
+def pad(ids: list[int], length: int) -> torch.Tensor:
+    return torch.tensor(ids + [PAD] * (length - len(ids)))[None]
+
+
+SETTINGS = [
+    {"temperature": 0.0},
+    {"temperature": 1.0},
+    {"temperature": 0.7, "top_k": 5},
+    {"temperature": 1.3, "top_p": 0.8},
+    {"temperature": 2.0, "top_k": 17, "top_p": 0.95},
+    {"guidance": 2.5},
+    {"guidance": 0.0, "temperature": 0.0},
+    {"guidance": 3.0, "top_k": 9, "top_p": 0.9, "temperature": 1.1},
+    {"prompt": 11},
+    {"prompt": 20, "guidance": 1.5},
+]
+
+
+def draw_cases(pipeline: Pipeline) -> tuple[list[dict], list[torch.Tensor]]:
+    """Return what the engine is to draw, and what the package drew with the same numbers."""
+    cells, cases, drawn = pipeline.dalle.config.grid**2, [], []
+    texts = [pipeline.tokenizer.encode(caption) for caption in CAPTIONS]
+    for seed, settings in enumerate(SETTINGS):
+        ids, settings = texts[seed % len(texts)], dict(settings)
+        prompt = drawn[-1].flatten()[: settings.pop("prompt", 0)] if drawn else None
+        generator = torch.Generator().manual_seed(seed)
+        draws = torch.rand(1, cells, generator=torch.Generator().manual_seed(seed))[0].tolist()
+        drawn.append(sample(pipeline.dalle, ids, 1, prompt=prompt, generator=generator, **settings))
+        names = {"top_k": "topK", "top_p": "topP"}
+        options = {names.get(name, name): value for name, value in settings.items()}
+        known = [] if prompt is None else prompt.tolist()
+        cases.append({"ids": ids, "options": options, "draws": draws, "prompt": known})
+    return cases, drawn
+
+
+@pytest.fixture(scope="module", params=["toy", "odd"])
+def both(request, tmp_path_factory):
+    """What the package says and what the engine says, of the same cases."""
+    if shutil.which("node") is None:
+        pytest.skip("no node here: the playground's engine is not compared with the package")
+    tmp = tmp_path_factory.mktemp(request.param)
+    folder = TOY if request.param == "toy" else write_odd_models(tmp)
+    pipeline = Pipeline.load(folder)
+    samples, drawn = draw_cases(pipeline)
+    length = pipeline.dalle.config.text_len - 1
+    streams = [
+        {"ids": case["ids"], "image": image.flatten().tolist()}
+        for case, image in zip(samples[1:4], drawn[1:4], strict=True)
+    ]
+    pairs = zip(samples, drawn, strict=True)
+    cases = {
+        "captions": many_captions(200),
+        "streams": streams,
+        "samples": samples,
+        "images": [image.flatten().tolist() for image in drawn],
+        "scores": [{"ids": c["ids"], "tokens": image.flatten().tolist()} for c, image in pairs],
+    }
+    (tmp / "content.json").write_text(json.dumps(build.collect(folder)))
+    (tmp / "cases.json").write_text(json.dumps(cases))
+    command = ["node", Path(__file__).with_name("check.js"), PLAYGROUND]
+    command += [tmp / "content.json", tmp / "cases.json"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    with torch.no_grad():
+        logits = [
+            pipeline.dalle(pad(s["ids"], length), torch.tensor(s["image"])[None]) for s in streams
+        ]
+    return pipeline, cases, drawn, logits, json.loads(run.stdout), folder
+
+
+def test_tokens_of_200_captions_are_equal(both):
+    pipeline, cases, *_, engine, _ = both
+    assert len(cases["captions"]) == 200
+    for i, caption in enumerate(cases["captions"]):
+        assert engine["normalised"][i] == normalise(caption)
+        assert engine["ids"][i] == pipeline.tokenizer.encode(caption), caption
+        assert engine["texts"][i] == normalise(caption)
+
+
+def test_logits_of_whole_streams_agree(both):
+    *_, logits, engine, _ = both
+    for (text, image), found in zip(logits, engine["streams"], strict=True):
+        for want, got in ((text[0], found["text"]), (image[0], found["image"])):
+            assert (want - torch.tensor(got)).abs().max() < 1e-3
+
+
+def test_heads_look_only_where_the_masks_allow_and_as_much_as_one(both):
+    pipeline, *_, engine, _ = both
+    c = pipeline.dalle.config
+    masks = {
+        "row": row_mask(c.text_len, c.grid),
+        "column": column_mask(c.text_len, c.grid),
+        "conv": conv_mask(c.text_len, c.grid, c.kernel),
+    }
+    assert engine["kinds"] == layer_kinds(c.n_layers)
+    for kind, mask in masks.items():
+        assert engine["masks"][kind] == [row.nonzero().flatten().tolist() for row in mask]
+    for kind, looks in zip(engine["kinds"], engine["streams"][0]["looks"], strict=True):
+        looks = torch.tensor(looks).view(len(masks[kind]), c.n_heads, -1)  # (T, H, T)
+        assert (looks.sum(-1) - 1).abs().max() < 1e-5
+        assert looks.transpose(0, 1)[:, ~masks[kind]].max() == 0
+
+
+def test_the_same_numbers_draw_the_same_samples(both):
+    _, cases, drawn, _, engine, _ = both
+    for case, want, got in zip(cases["samples"], drawn, engine["samples"], strict=True):
+        assert got == want.flatten().tolist(), case["options"]
+
+
+def test_greedy_images_are_identical(both):
+    _, cases, drawn, _, engine, _ = both
+    greedy = [i for i, c in enumerate(cases["samples"]) if c["options"].get("temperature") == 0]
+    assert len(greedy) == 2
+    for i in greedy:
+        assert engine["samples"][i] == drawn[i].flatten().tolist()
+
+
+def test_a_cache_that_was_rewound_says_what_a_fresh_one_says(both):
+    for used, fresh in both[4]["rewound"]:
+        assert used == fresh
+
+
+def test_decoded_images_agree(both):
+    pipeline, _, drawn, _, engine, _ = both
+    for tokens, got in zip(drawn, engine["images"], strict=True):
+        want = pipeline.dvae.decode(tokens)[0].permute(1, 2, 0).flatten()
+        assert (want - torch.tensor(got)).abs().max() < 1 / 255
+
+
+def test_clip_scores_agree(both):
+    pipeline, cases, drawn, _, engine, _ = both
+    captions = (CAPTIONS * len(drawn))[: len(drawn)]
+    for caption, tokens, got in zip(captions, drawn, engine["scores"], strict=True):
+        assert abs(pipeline.score(caption, pipeline.dvae.decode(tokens)).item() - got) < 1e-3
+
+
+def judge_class():
+    for place in ("minidalle.evaluation.judge", "minidalle.judge"):
+        try:
+            return importlib.import_module(place).Judge
+        except ModuleNotFoundError:
+            continue
+    raise ModuleNotFoundError("the package has no judge")
+
+
+def test_the_judge_reads_the_same(both):
+    pipeline, _, drawn, _, engine, folder = both
+    if not (folder / "judge").is_dir():
+        assert engine["readings"] is None
+        return
+    want = judge_class().load(folder / "judge").read(torch.cat([pipeline.dvae.decode(t) for t in drawn]))
+    for name, answers in want.items():
+        assert [reading[name] for reading in engine["readings"]] == answers
+
+
+def test_the_engine_is_short_and_depends_on_nothing():
+    text = (PLAYGROUND / "engine.js").read_text()
+    assert len(text.splitlines()) <= 500
+    assert not re.search(r"\b(require|import|fetch|XMLHttpRequest|importScripts)\b", text)
+
+
+def test_the_page_is_one_file_with_working_links():
+    page = build.build(TOY)
+    assert len(page.encode()) < 7_000_000
+    links = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert sorted({link for link in links if link != "data:,"}) == sorted(
+        f"notebooks/{path.stem}.html"
+        for path in (ROOT / "notebooks").glob("0[0-6]_*.ipynb")
+    )
+    assert "notebook:" not in page and "http" not in page.split('id="weights"')[1].split("<script>")[1]
+    assert page.count("</script>") == 4
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b", page)
+
+
+def test_the_build_refuses_what_the_page_cannot_show(tmp_path):
+    with pytest.raises(ValueError, match="no trained dvae"):
+        build.collect(tmp_path)
+    with pytest.raises(ValueError, match="not for 'cifar'"):
+        build.examples("cifar")
+    folder = write_odd_models(tmp_path)
+    path = folder / "clip" / "config.json"
+    path.write_text(path.read_text().replace('"clip": {"image_size": 24', '"clip": {"image_size": 48'))
+    with pytest.raises(ValueError, match="different sizes"):
+        build.collect(folder)
