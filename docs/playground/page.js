@@ -106,10 +106,9 @@ const fits = () => typed.ids.length > 0 && typed.ids.length <= typed.most;
 function showChips() {
   let n = 0;
   $("chips").replaceChildren(...typed.parts.map((part) => {
-    n += part.tokens.length;
     const space = part.tokens[0].text === "␣";
-    const chip = make("button", { type: "button", className: `chip${space ? " space" : ""}${n > typed.most ? " over" : ""}` },
-      ...part.tokens.map(({ text, id }) => make("span", { className: "token" }, text, make("small", {}, String(id)))));
+    const chip = make("button", { type: "button", className: space ? "chip space" : "chip" }, ...part.tokens.map(({ text, id }) =>
+      make("span", { className: ++n > typed.most ? "token over" : "token" }, text, make("small", {}, String(id)))));
     chip.ariaLabel = part.tokens.map(({ text, id }) => `${space ? "space" : text}, token ${id}`).join("; ");
     chip.onpointerenter = chip.onfocus = chip.onclick = () => showMerges(part);
     return chip;
@@ -123,7 +122,7 @@ function showMerges({ steps, tokens }) {
   const word = steps[0].join(""), count = steps.length - 1;
   const told = count === 0 ? " stands alone: nothing to merge."
     : `: ${count} ${count === 1 ? "merge" : "merges"}, ${tokens.length} ${tokens.length === 1 ? "token" : "tokens"}.`;
-  const shown = word.length <= 24 ? steps : []; // the merges of a longer word would fill the page
+  const shown = word.length * steps.length <= 600 ? steps : []; // more would fill the page
   $("merges").replaceChildren(make("p", {}, make("b", {}, `“${word}”`), told), make("p", {}, ...shown.map((pieces, i) => {
     const fresh = i ? pieces.findIndex((piece, j) => piece !== steps[i - 1][j]) : -1;
     return make("span", { className: "stage" }, i ? "→ " : "",

@@ -14,7 +14,7 @@ const answer = vm.runInThisContext(`(() => {
   const tokenizer = new BPETokenizer(content.tokenizer);
   const dalle = new DALLE(models.dalle), dvae = new DiscreteVAE(models.dvae), clip = new CLIP(models.clip);
   const judge = models.judge && new Judge(models.judge);
-  const list = (x) => Array.from(x);
+  const list = (x) => Array.from(x), images = cases.images.map((tokens) => dvae.decode(tokens));
   const answers = {
     ids: cases.captions.map((caption) => tokenizer.encode(caption)),
     texts: cases.captions.map((caption) => tokenizer.decode(tokenizer.encode(caption))),
@@ -28,9 +28,9 @@ const answer = vm.runInThisContext(`(() => {
       };
     }),
     samples: cases.samples.map(({ ids, options, draws, prompt }) => new Sampler(dalle, ids).sample(options, draws, prompt)),
-    images: cases.images.map((tokens) => list(dvae.decode(tokens))),
-    scores: cases.scores.map(({ ids, tokens }) => cosine(clip.encodeText(ids), clip.encodeImage(dvae.decode(tokens)))),
-    readings: judge ? cases.images.map((tokens) => judge.read(dvae.decode(tokens))) : null,
+    images: images.map(list),
+    scores: images.map((image, i) => cosine(clip.encodeText(cases.samples[i].ids), clip.encodeImage(image))),
+    readings: judge ? images.map((image) => judge.read(image)) : null,
     masks: Object.fromEntries(["row", "column", "conv"].map((kind) => [kind, dalle.seen[kind]])),
     kinds: dalle.kinds,
   };
