@@ -337,7 +337,7 @@ async function showCodes(cell, why = "") {
     const bar = make("span", { className: "bar" });
     bar.style.width = `${100 * p}%`;
     const button = make("button", { type: "button", onclick: () => act(() => choose(cell, code)) },
-      paint(make("canvas"), patch), make("span", {}, `code ${code}`), bar, make("span", { className: "chance" }, percent(p)));
+      paint(make("canvas"), patch), make("span", {}, make("span", { className: "unseen-text" }, "code "), String(code)), bar, make("span", { className: "chance" }, percent(p)));
     button.dataset.code = code;
     button.ariaPressed = String(code === art.tokens[cell]);
     return make("li", {}, button);
@@ -534,7 +534,9 @@ function trial(title, captions, why) {
     const text = captions[at];
     caption.replaceChildren(make("b", {}, `“${text}”`));
     four.replaceChildren(...[1, 2, 3, 4].map(() => make("figure", {}, make("canvas", { width: 32, height: 32 }))));
-    const { parts, ids } = await ask("tokens", { caption: text });
+    const { parts, ids, most } = await ask("tokens", { caption: text });
+    reason.textContent = ids.length <= most ? "" : `This caption has ${ids.length} tokens, and at most ${most} fit.`;
+    if (ids.length > most) return;
     const found = [];
     for (let i = 0; i < 4; i++) {
       const draws = await ask("draws", { seed: i + 1 });

@@ -26,7 +26,8 @@ KEYS = {
     "Enter": "\ue007",
     "Right": "\ue014",
     "Down": "\ue015",
-    "Home": "\ue011", "End": "\ue010",
+    "Home": "\ue011",
+    "End": "\ue010",
     "Backspace": "\ue003",
 }
 

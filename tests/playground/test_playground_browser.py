@@ -1,6 +1,5 @@
 """The playground in a real headless Chromium: keyboard alone, three widths, light and dark."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -9,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from chromium import Chromium, missing
+from test_playground_engine import TOY, build, write_odd_models
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 AXE = "axe-core@4.10.3"
 READY = "document.documentElement.dataset.ready === 'yes'"
 DRAWN = "$('progressNote').textContent"
@@ -24,11 +23,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
-    spec = importlib.util.spec_from_file_location("build", ROOT / "docs/playground/build.py")
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
     path = tmp_path_factory.mktemp("page") / "playground.html"
-    path.write_text(build.build(ROOT / "data/checkpoints/toy"), encoding="utf-8")
+    path.write_text(build.build(TOY), encoding="utf-8")
     return path
 
 
@@ -285,6 +281,25 @@ def test_pointing_and_touching_tell_merges_and_states(page, browser):
     assert browser.run(f"return {lit}") == length + grid + 1
     browser.run("document.querySelector('input[value=column]').click()")
     browser.until(f"{lit} === {length + 3}")
+
+
+def test_models_of_other_sizes_and_without_a_judge_are_shown(tmp_path, browser):
+    folder = write_odd_models(tmp_path)
+    path = folder / "dalle" / "config.json"
+    config = json.loads(path.read_text())
+    config["data"]["name"], config["dalle"]["caption_dropout"] = "mnist", 0.1
+    path.write_text(json.dumps(config))
+    (tmp_path / "page.html").write_text(build.build(folder), encoding="utf-8")
+    browser.open(tmp_path / "page.html")
+    facts = browser.until(f"{READY} && {{...facts}}")
+    assert (facts["grid"], facts["codes"], facts["textLen"], facts["judge"]) == (6, 37, 41, False)
+    assert "10 % of its training" in text(browser, "guidanceNote")
+    browser.run("$('rank').click(); $('fool').scrollIntoView()")
+    browser.until(RANKED)
+    browser.until("$('fool').textContent.includes('tokens, d · in')")
+    assert "judge" not in text(browser, "candidates") + text(browser, "rankNote")
+    assert "46 tokens, and at most 40 fit" in text(browser, "fool")
+    assert complaints(browser) == [] and browser.run("return $('broken').hidden")
 
 
 def test_without_javascript_the_page_says_so(page, browser):

@@ -279,6 +279,15 @@ def test_the_page_is_one_file_with_working_links():
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b", page)
 
 
+@pytest.mark.parametrize(("data", "pairs"), [("shapes", 8), ("mnist", 10)])
+def test_the_held_out_pairs_of_a_world_are_among_the_trials(data, pairs):
+    examples = build.examples(data)
+    assert len(set(examples["held_out"])) == pairs
+    assert examples["unknown"]["word"] in examples["unknown"]["caption"].split()
+    for caption in (examples["first"], *examples["held_out"], examples["two"]["caption"]):
+        assert not re.search(r"\ba orange|\ban [^o]", caption)
+
+
 def test_the_build_refuses_what_the_page_cannot_show(tmp_path):
     with pytest.raises(ValueError, match="no trained dvae"):
         build.collect(tmp_path)
