@@ -4,7 +4,12 @@
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
 const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-const percent = (p) => (p >= 0.0995 ? (100 * p).toFixed(0) : p >= 0.00995 ? (100 * p).toFixed(1) : (100 * p).toFixed(2)) + " %";
+
+/** A chance as a person would write it. */
+function percent(p) {
+  const digits = p >= 0.0995 ? 0 : p >= 0.00995 ? 1 : 2;
+  return `${p > 0 && p < 0.00005 ? "< 0.01" : (100 * p).toFixed(digits)} %`;
+}
 
 /** Make an element. Text is always set as text, so nothing typed can become markup. */
 function make(tag, properties = {}, ...children) {

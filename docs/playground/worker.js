@@ -98,7 +98,7 @@ const answers = {
     read(ids);
     const p = sampler.chances(tokens.slice(0, cell), options);
     const order = Array.from(p.keys()).sort((a, b) => p[b] - p[a]);
-    const shown = order.slice(0, most).filter((code, rank) => rank === 0 || p[code] >= 0.0005);
+    const shown = order.slice(0, most).filter((code) => p[code] > 0);
     if (also >= 0 && !shown.includes(also)) shown.push(also);
     return shown.map((code) => {
       const image = dvae.decode(tokens.map((token, i) => (i === cell ? code : token)));
