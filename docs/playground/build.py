@@ -20,7 +20,8 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 STAGES = ("dvae", "dalle", "clip", "judge")
-PARTS = ("page.css", "weights.js", "engine.js", "judge.js", "worker.js", "page.js")
+SCRIPTS = ("weights", "engine", "judge", "worker", "stream", "drawing", "candidates", "page")
+PARTS = ("page.css", *(f"{name}.js" for name in SCRIPTS))
 UNUSED = {"dvae": ("encoder.",)}  # the page only decodes
 MOST = 7_000_000  # bytes of the page
 KINDS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}

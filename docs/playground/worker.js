@@ -6,12 +6,12 @@ let tokenizer, dalle, dvae, clip, judge, sampler, readIds, facts;
 
 /** n numbers in [0, 1) that depend on the seed alone. Source: Tommy Ettinger 2017, mulberry32. */
 function uniforms(seed, n) {
-  let state = Math.imul(seed, 0x9E3779B1) >>> 0;
+  let state = Math.imul(seed, 0x9e3779b1) >>> 0;
   return Array.from({ length: n }, () => {
-    state = (state + 0x6D2B79F5) >>> 0;
-    let t = Math.imul(state ^ state >>> 15, 1 | state);
-    t = t + Math.imul(t ^ t >>> 7, 61 | t) ^ t;
-    return ((t ^ t >>> 14) >>> 0) / 2 ** 32;
+    state = (state + 0x6d2b79f5) >>> 0;
+    let t = Math.imul(state ^ (state >>> 15), 1 | state);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
   });
 }
 
@@ -19,21 +19,26 @@ function uniforms(seed, n) {
 function show(token) {
   const text = tokenizer.decode([tokenizer.ids.get(token)]);
   if (!/[\ufffd\x00-\x1f\x7f-\x9f]/.test(text)) return text === " " ? "␣" : text;
-  return [...token].map((c) => "‹" + tokenizer.alphabet.indexOf(c).toString(16).toUpperCase() + "›").join("");
+  const hex = (c) => tokenizer.alphabet.indexOf(c).toString(16).toUpperCase();
+  return [...token].map((c) => `‹${hex(c)}›`).join("");
 }
 
 /** An image as the bytes that a canvas takes, (S, S, 4). */
 function pixels(image) {
-  const out = new Uint8ClampedArray(image.length / 3 * 4).fill(255);
-  for (let i = 0; i < image.length; i++) out[Math.floor(i / 3) * 4 + i % 3] = 255 * image[i];
+  const out = new Uint8ClampedArray((image.length / 3) * 4).fill(255);
+  for (let i = 0; i < image.length; i++) out[Math.floor(i / 3) * 4 + (i % 3)] = 255 * image[i];
   return out;
 }
 
 /** The part of an image that lies in a cell, as the bytes that a canvas takes. */
 function patch(image, cell) {
-  const { grid, side } = facts, size = side / grid, out = [];
-  const top = Math.floor(cell / grid) * size, left = (cell % grid) * size;
-  for (let y = top; y < top + size; y++) out.push(...image.subarray((y * side + left) * 3, (y * side + left + size) * 3));
+  const { grid, side } = facts,
+    size = side / grid,
+    out = [];
+  const top = Math.floor(cell / grid) * size,
+    left = (cell % grid) * size;
+  for (let y = top; y < top + size; y++)
+    out.push(...image.subarray((y * side + left) * 3, (y * side + left + size) * 3));
   return pixels(Float32Array.from(out));
 }
 
@@ -46,7 +51,8 @@ function read(ids) {
 
 /** Run `work` and add its milliseconds to ms[name]. */
 function timed(ms, name, work) {
-  const start = performance.now(), result = work();
+  const start = performance.now(),
+    result = work();
   ms[name] = (ms[name] ?? 0) + performance.now() - start;
   return result;
 }
@@ -61,9 +67,26 @@ const answers = {
     dvae = new DiscreteVAE(models.dvae);
     clip = new CLIP(models.clip);
     judge = models.judge ? new Judge(models.judge) : null;
-    const { text_len: textLen, grid, n_heads: heads, image_vocab: codes, caption_dropout: emptied } = dalle.config;
-    facts = { textLen, grid, heads, codes, emptied, cells: dalle.cells, kinds: dalle.kinds, side: dvae.config.image_size,
-      vocab: tokenizer.vocab.length, judge: judge !== null, ms: performance.now() - start };
+    const {
+      text_len: textLen,
+      grid,
+      n_heads: heads,
+      image_vocab: codes,
+      caption_dropout: emptied,
+    } = dalle.config;
+    facts = {
+      textLen,
+      grid,
+      heads,
+      codes,
+      emptied,
+      cells: dalle.cells,
+      kinds: dalle.kinds,
+      side: dvae.config.image_size,
+      vocab: tokenizer.vocab.length,
+      judge: judge !== null,
+      ms: performance.now() - start,
+    };
     return facts;
   },
 
@@ -88,7 +111,8 @@ const answers = {
 
   /** Decode tokens, -1 where nothing is drawn yet. */
   image({ tokens }) {
-    const ms = {}, image = timed(ms, "decode", () => dvae.decode(tokens));
+    const ms = {},
+      image = timed(ms, "decode", () => dvae.decode(tokens));
     return { pixels: pixels(image), ms };
   },
 
@@ -109,7 +133,10 @@ const answers = {
   /** The cell whose choice was widest: where the chances had the largest entropy. */
   widest({ ids, tokens, options }) {
     read(ids);
-    const entropy = tokens.map((_, cell) => -sum(sampler.chances(tokens.slice(0, cell), options).map((p) => (p ? p * Math.log(p) : 0))));
+    const entropy = tokens.map(
+      (_, cell) =>
+        -sum(sampler.chances(tokens.slice(0, cell), options).map((p) => (p ? p * Math.log(p) : 0))),
+    );
     return entropy.indexOf(Math.max(...entropy));
   },
 
@@ -120,21 +147,27 @@ const answers = {
     const cell = position - dalle.config.text_len;
     const known = cell < 0 || !tokens.slice(0, cell).includes(-1);
     if (known && cell >= 0) sampler.predict(tokens.slice(0, cell));
-    const { n_heads: H } = dalle.config, T = dalle.states, part = (looks, at) => looks.slice(at, at + T);
+    const { n_heads: H } = dalle.config,
+      T = dalle.states,
+      part = (looks, at) => looks.slice(at, at + T);
     let expected = null;
     if (position < Math.min(ids.length, dalle.config.text_len)) {
       expected = chances(sampler.caption.predictText(position), 1)[ids[position]];
     }
-    return { expected, layers: sampler.caption.layers.map(({ kind, looks }) => ({
-      kind,
-      seen: dalle.seen[kind][position],
-      heads: known ? Array.from({ length: H }, (_, h) => part(looks, (position * H + h) * T)) : null,
-    })) };
+    return {
+      expected,
+      layers: sampler.caption.layers.map(({ kind, looks }) => ({
+        kind,
+        seen: dalle.seen[kind][position],
+        heads: known ? Array.from({ length: H }, (_, h) => part(looks, (position * H + h) * T)) : null,
+      })),
+    };
   },
 
   /** Draw a whole image at once, and let CLIP and the judge look at it. */
   candidate({ ids, options, draws, prompt }) {
-    const ms = {}, start = performance.now();
+    const ms = {},
+      start = performance.now();
     timed(ms, "text", () => read(ids));
     const tokens = timed(ms, "prior", () => sampler.sample(options, draws, prompt));
     const image = timed(ms, "decode", () => dvae.decode(tokens));
