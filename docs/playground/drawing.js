@@ -68,6 +68,7 @@ function refresh() {
   [...$("drawing").querySelectorAll("button")].forEach((button, cell) => {
     button.classList.toggle("undrawn", cell >= n);
     button.classList.toggle("next", cell === n);
+    button.classList.toggle("shown", cell === art.shown && !playing);
     button.classList.toggle("selected", cell === art.selected);
     button.classList.toggle("hand", cell < n && art.hand.has(cell));
     const code = `code ${art.tokens[cell]}${art.hand.has(cell) ? ", chosen by hand" : ""}`;
@@ -89,6 +90,7 @@ async function showImage() {
 
 /** Show the likeliest codes of a cell that is drawn; `why` says why of this one. */
 async function showCodes(cell, why = "") {
+  art.shown = cell;
   if (cell < 0) {
     $("codesTitle").textContent = "The likeliest codes";
     $("codesNote").textContent =

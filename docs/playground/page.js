@@ -64,7 +64,8 @@ function fail(error) {
 let facts; // sizes of the models
 let typed = { parts: [], ids: [], most: 0, caption: "" }; // the caption in the field, and its tokens
 // The image of section 3. tokens: -1 where nothing is drawn; next: the cell to draw; hand: codes chosen
-// by hand; draws: one random number for each cell; chance: what each code had when it was drawn.
+// by hand, by cell; draws: one random number for each cell; shown: the cell whose codes are listed;
+// selected: the same where a person opened it, or -1; words: the caption's tokens as texts.
 let art = { caption: "", ids: [], tokens: [], next: 0, hand: new Map(), draws: [], selected: -1 };
 let playing = false,
   work = Promise.resolve(),
