@@ -57,9 +57,23 @@ class Chromium:
             "goog:chromeOptions": options,
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
         }
-        answer = self.post("", {"capabilities": {"alwaysMatch": wanted}})
+        try:
+            answer = self.post("", {"capabilities": {"alwaysMatch": wanted}})
+        except BaseException:
+            self.process.terminate()
+            raise
         self.url += "/" + answer["sessionId"]
         self.resize(*size)
+
+    @classmethod
+    def start(cls, folder: Path) -> "Chromium":
+        """Start one, in three tries: on a busy machine it may not be ready in time."""
+        for number in range(3):
+            try:
+                return cls(folder / f"profile{number}")
+            except (AssertionError, OSError) as error:
+                why = error
+        raise AssertionError(f"chromium does not start: {why}")
 
     def post(self, path: str, data: dict):
         request = urllib.request.Request(

@@ -30,7 +30,7 @@ def page(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def browser(tmp_path):
-    browser = Chromium(tmp_path / "profile")
+    browser = Chromium.start(tmp_path)
     yield browser
     browser.close()
 

@@ -115,10 +115,8 @@ SETTINGS = [
     {"temperature": 1.0},
     {"temperature": 0.7, "top_k": 5},
     {"temperature": 1.3, "top_p": 0.8},
-    {"temperature": 2.0, "top_k": 17, "top_p": 0.95},
     {"guidance": 2.5},
     {"guidance": 0.0, "temperature": 0.0},
-    {"guidance": 4.0, "temperature": 0.0},
     {"temperature": 0.0},
     {"guidance": 3.0, "top_k": 9, "top_p": 0.9, "temperature": 1.1},
     {"prompt": 11},
@@ -219,7 +217,7 @@ def test_the_same_numbers_draw_the_same_samples(both):
 def test_greedy_images_are_identical(both):
     cases = both.cases["samples"]
     greedy = [i for i, case in enumerate(cases) if case["options"].get("temperature") == 0]
-    assert len(greedy) == 4
+    assert len(greedy) == 3
     for i in greedy:
         assert both.engine["samples"][i] == both.drawn[i].flatten().tolist()
 
