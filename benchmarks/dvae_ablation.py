@@ -23,18 +23,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minidalle import data, metrics
+from minidalle import data
 from minidalle.config import Config, get_config, replace
-from minidalle.dvae import Conv2d, DiscreteVAE, spread_codes
-from minidalle.judge import Judge
-from minidalle.run import TrainingError
+from minidalle.dvae import Conv2d, DiscreteVAE, map_pixels
+from minidalle.evaluation import metrics
+from minidalle.evaluation.judge import Judge
 from minidalle.stages import N_SPREAD
 from minidalle.train import fit
+from minidalle.training.run import TrainingError
+from minidalle.training.spread import spread_codes
 
 JUDGE = Path(__file__).resolve().parent.parent / "data" / "checkpoints" / "toy" / "judge"
 N_TEST = 512  # pictures measured
 COLUMNS = {
-    "psnr": "{:.2f}", "elbo_true": "{:.3f}", "elbo_relaxed": "{:.3f}", "gap": "{:.3f}",
+    "psnr": "{:.2f}", "elbo": "{:.3f}", "elbo_relaxed": "{:.3f}", "gap": "{:.3f}",
     "codes_used": "{:.0f}", "perplexity": "{:.0f}", "exact": "{:.1%}",
 }  # fmt: skip
 
@@ -150,7 +152,9 @@ def build(config: Config, kind: type[DiscreteVAE], images: Tensor) -> DiscreteVA
     torch.manual_seed(config.seed)
     model = kind(config.dvae)
     if config.dvae.spread_codes:
-        spread_codes(model, images[:N_SPREAD], torch.Generator().manual_seed(config.seed))
+        spread_codes(
+            model, map_pixels(images[:N_SPREAD]), torch.Generator().manual_seed(config.seed)
+        )
     model = model.widen() if isinstance(model, WideCodes) else model
     return model.to(memory_format=torch.channels_last)
 
@@ -179,7 +183,7 @@ def measure(model: DiscreteVAE, test, steps: int, judge: Judge | None) -> dict[s
     """Return what the columns show, by name."""
     images = pictures(test, N_TEST)
     found = model.evaluate(images, steps, torch.Generator().manual_seed(0))
-    found["gap"] = found["elbo_relaxed"] - found["elbo_true"]
+    found["gap"] = found["elbo_relaxed"] - found["elbo"]
     found["exact"] = math.nan
     if judge is not None:
         read = judge.read(model.decode(model.tokens(images)))
@@ -194,7 +198,7 @@ def row(name: str, results: list[dict[str, float]]) -> str:
     for column, form in COLUMNS.items():
         values = [r[column] for r in results]
         text = form.format(sum(values) / len(values))
-        if len(values) > 1 and column in ("psnr", "elbo_true"):
+        if len(values) > 1 and column in ("psnr", "elbo"):
             text += "±" + form.format((max(values) - min(values)) / 2)
         cells.append(f"{text:>13}")
     return f"{name:24}" + "".join(cells)

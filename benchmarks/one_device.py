@@ -20,18 +20,19 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from minidalle.config import Config, get_config
+from minidalle.attention.flex import allow_kernels
+from minidalle.config import Config, DALLEConfig, get_config, learning_rate
 from minidalle.dalle import DALLE
-from minidalle.flex import allow_kernels
 from minidalle.generate import sample
-from minidalle.optim import learning_rate, make_optimizer
+from minidalle.models import fuse
 from minidalle.scale import arithmetic, launch, memory, sharding
-from minidalle.scale.card import CARDS, GIB
-from minidalle.stages import fuse
+from minidalle.scale.plan import GIB, GPUS
 from minidalle.tokenizer import PAD
+from minidalle.training.optim import make_optimizer
+from minidalle.transformer import layer_kinds
 
 BATCH = {"small": 128, "base": 32, "12b": 16}  # pairs in an update on one GPU
-AT_ONCE = 256  # pictures drawn at once
+AT_ONCE = 256  # images drawn at once
 CANDIDATES = {"12b": 512}  # the paper's number, in batches that fit
 
 
@@ -135,7 +136,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.config)
         with torch.autocast(self.device, torch.bfloat16):
-            loss, _ = self.model.loss(batch, self.step)
+            loss, _ = self.team.loss(self.model, batch, self.step)
         loss.backward()
         self.clip(list(self.model.parameters()), self.config.clip_norm)
         self.optimizer.step()
@@ -210,7 +211,7 @@ def gpu_training(
 
 
 def _say_speed(config: Config, size: int, took: float, rates: Rates) -> None:
-    c, sheet = config.dalle, CARDS["h200"].tflops * 1e12
+    c, sheet = config.dalle, GPUS["h200"].tflops * 1e12
     speed = arithmetic.training_flops(c) * size / took
     print(
         f"    {size * arithmetic.states(c) / took:,.0f} tokens/s; model FLOPs utilisation "
@@ -248,12 +249,39 @@ def gpu_drawing(
 
 
 def drawing_limits(config: Config, n: int, rates: Rates) -> dict[str, float]:
-    """The least seconds in which n pictures of one caption can be drawn at once."""
+    """The least seconds in which n images of one caption can be drawn at once."""
     c = config.dalle
     return {
-        "bytes": c.grid**2 * sum(arithmetic.drawing_bytes(c, n).values()) / rates.bytes,
-        "operations": n * arithmetic.drawing_flops(c) / rates.flops,
+        "bytes": c.grid**2 * drawing_bytes(c, n) / rates.bytes,
+        "operations": n * drawing_flops(c) / rates.flops,
     }
+
+
+def keys_in_reach(c: DALLEConfig) -> float:
+    """Image states that a cell sees, itself included, on average, summed over layers.
+
+    Besides them it sees the caption's text_len states in every layer.
+    """
+    cells, text = c.grid**2, c.text_len
+    seen = sum(arithmetic.pairs(c, kind) for kind in layer_kinds(c.n_layers))
+    return (seen - c.n_layers * text * (text + 1) // 2) / cells - c.n_layers * text
+
+
+def drawing_bytes(c: DALLEConfig, candidates: int, width: int = 2) -> float:
+    """Bytes to read, on average, for one token of every candidate of one caption.
+
+    Writing the new keys and values, and embeddings, are nothing beside weights, the caption's keys
+    and values and those of the images.
+    """
+    weights = arithmetic.parameters(c)["blocks"] + c.image_vocab * c.width
+    states = c.n_layers * c.text_len + candidates * keys_in_reach(c)
+    return (weights + states * 2 * c.width) * width
+
+
+def drawing_flops(c: DALLEConfig) -> int:
+    """Floating-point operations of drawing one image, its caption read already."""
+    d, seen = c.width, c.n_layers * c.text_len + keys_in_reach(c)
+    return int(c.grid**2 * (2 * (12 * d * d * c.n_layers + d * c.image_vocab) + 4 * d * seen))
 
 
 def forget_peak(device: str) -> None:

@@ -21,8 +21,7 @@ from torch import Tensor
 from minidalle.attention import layer_mask
 from minidalle.config import DALLEConfig, get_config
 from minidalle.dalle import DALLE
-from minidalle.generate import sample
-from minidalle.logits import draw, restrict
+from minidalle.generate import draw, sample
 from minidalle.transformer import layer_kinds
 
 TEXT_LEN = 64  # states; min-dalle's length of text
@@ -37,7 +36,7 @@ def with_its_cache(peer, text: Tensor, cells: int) -> Callable[[], None]:
         image = text[:, :0]
         for _ in range(cells):
             logits = peer(text, image, cache=cache)[:, -1, peer.num_text_tokens :]
-            token = draw(restrict(logits, top_k=logits.shape[1] // 2), 1.0, torch.rand(len(text)))
+            token = draw(logits, torch.rand(len(text)), top_k=logits.shape[1] // 2)
             image = torch.cat([image, token[:, None]], 1)
 
     return run

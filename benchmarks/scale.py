@@ -20,10 +20,10 @@ import this_machine
 import torch
 import torch.distributed as dist
 
-from minidalle.config import Config, get_config
+from minidalle.config import Config, get_config, learning_rate
 from minidalle.dalle import DALLE
-from minidalle.optim import learning_rate, make_optimizer
 from minidalle.scale import arithmetic, launch, powersgd, sharding
+from minidalle.training.optim import make_optimizer
 
 
 def config_for(width: int) -> Config:
@@ -49,7 +49,7 @@ def train(model: DALLE, team: launch.Team, config: Config, size: int, steps: int
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.train_dalle)
-        loss, _ = model.loss(pairs(config, step, size, rank, world), step)
+        loss, _ = team.loss(model, pairs(config, step, size, rank, world), step)
         loss.backward()
         team.clip(list(model.parameters()), config.train_dalle.clip_norm)
         optimizer.step()

@@ -25,10 +25,9 @@ from one_device import (
     status,
 )
 
-from minidalle.cache import Decoder
 from minidalle.config import Config
 from minidalle.scale import arithmetic
-from minidalle.scale.card import CARDS, GIB
+from minidalle.scale.plan import GIB, GPUS
 from minidalle.tokenizer import PAD
 
 H200 = Rates(790e12, 4.3e12)  # what one reached: bfloat16 operations, bytes copied, a second
@@ -99,7 +98,7 @@ def here_drawing(config: Config, n: int, rates: Rates, tokens: int = 33) -> None
     text = torch.full((1, c.text_len - 1), PAD)
     text[0, : c.text_len // 2] = torch.arange(c.text_len // 2)
     began = time.perf_counter()
-    decoder = Decoder(model, text, n, torch.zeros(1, 1, 0, dtype=torch.int64))
+    decoder = model.decoder(text, n, torch.zeros(1, 1, 0, dtype=torch.int64))
     ready, token = time.perf_counter() - began, None
     forget_peak("cpu")
     began, cpu = time.perf_counter(), time.process_time()
@@ -109,7 +108,7 @@ def here_drawing(config: Config, n: int, rates: Rates, tokens: int = 33) -> None
     limits = drawing_limits(config, n, rates)
     caches = sum(t.nbytes for a in decoder.caches for t in (a.k, a.v, a.text_k, a.text_v))
     need = arithmetic.sampling_bytes(c, n)
-    planned = need["caption's keys, values"] + need["pictures' keys, values"]
+    planned = need["caption's keys, values"] + need["images' keys, values"]
     print(
         f"  drawing {n} of one caption, bfloat16: the caption in {ready:.1f} s, then {tokens} "
         f"tokens of {took:.2f} s ({cpu:.2f} s of a processor); a step's limit "
@@ -131,7 +130,7 @@ def show_whole(config: Config) -> None:
             f"  an update of {size}: {_parts(need)}; {work:.2e} operations, "
             f"{work / rates.flops:.2f} s at {rates.flops / 1e12:.0f} TFLOP/s"
         )
-    room = CARDS["h200"].memory * GIB
+    room = GPUS["h200"].memory * GIB
     for n in (AT_ONCE, 512):
         need, limits = arithmetic.sampling_bytes(c, n), drawing_limits(config, n, rates)
         verdict = "fits" if sum(need.values()) <= room else "DOES NOT FIT"

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from minidalle import data, demo, plot, stages
-from minidalle.checkpoint import load_model
-from minidalle.config import PRESETS, Config, get_config, replace
+from minidalle import data, plot, stages
+from minidalle.config import PRESETS, STAGES, Config, get_config, replace
+from minidalle.evaluation import demo
+from minidalle.models import MissingStage, read_model
 from minidalle.stages import SHIPPED, use_half_the_cores
 
 EXAMPLES = {
@@ -42,7 +43,6 @@ HELP = {
     "demo": "all stages in a row on the toy world, then a sheet of samples",
 }
 N_NEIGHBOURS = 5000  # training pictures searched for copies
-STAGES = ("tokenizer", "dvae", "dalle", "clip")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -246,7 +246,7 @@ def _next_command(stage: str, args: argparse.Namespace) -> str:
 
 
 def _convert_openai(args: argparse.Namespace) -> None:
-    from minidalle.openai_dvae import convert  # reads pickles; nothing else needs it
+    from minidalle.published.openai_dvae import convert  # reads pickles; nothing else needs it
 
     folder = _run_folder(args) / "dvae"
     convert(*args.from_openai, folder)
@@ -282,7 +282,7 @@ def _find_run(args: argparse.Namespace) -> Path:
     shipped = SHIPPED / args.preset
     if shipped.is_dir():
         return shipped
-    raise stages.MissingStage(
+    raise MissingStage(
         f"no trained run in {folder}: train one with `python -m minidalle tokenizer "
         f"--preset {args.preset}` and the verbs after it, or name one with --run"
     )
@@ -290,10 +290,10 @@ def _find_run(args: argparse.Namespace) -> Path:
 
 def run_evaluate(args: argparse.Namespace) -> None:
     """Measure a run, write the page of a blind vote, or count the votes."""
-    from minidalle import report, vote
-    from minidalle.evaluation import cases_of, table, toy_cases
+    from minidalle.evaluation import report, vote
+    from minidalle.evaluation.judge import Judge
+    from minidalle.evaluation.measure import cases_of, table, toy_cases
     from minidalle.generate import Pipeline
-    from minidalle.judge import Judge
 
     if args.count:
         return print(vote.describe(vote.read_votes(args.count[0], args.count[1:])))
@@ -304,7 +304,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         return print(f"Wrote {path}: open it, vote, export the CSV, then evaluate --count.")
     run = _find_run(args)
     pipeline = Pipeline.load(run, device=args.device)
-    _, config = load_model(run / "dalle")
+    _, config = read_model(run / "dalle")
     if args.data:
         own = replace(config.data, name="folder", folder=args.data)
         config = replace(config, data=own)
@@ -323,12 +323,12 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def run_plan(args: argparse.Namespace) -> None:
     """Print what a preset needs."""
-    from minidalle.scale import card, plan
+    from minidalle.scale import plan
 
     config = _config(args)
     if args.card is not None:
         named = any(word.startswith("--preset") for word in sys.argv)  # else: every preset
-        print(card.card_table(config if named else None, args.card))
+        print(plan.gpu_table(config if named else None, args.card))
     else:
         print(plan.table(plan.plan(config, gpus=args.gpus, batch=args.batch)))
 

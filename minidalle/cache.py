@@ -11,12 +11,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from minidalle.attention import attend, may_see
+from minidalle.attention import may_see
 from minidalle.config import DALLEConfig
-from minidalle.dalle import DALLE
 from minidalle.transformer import Block
 
 
@@ -103,8 +101,8 @@ class LayerCache:
         return columns.index_select(3, home // self.grid)[:, :, :, 0]
 
 
-def _layer(block: Block, cache: LayerCache, home: Tensor, hidden: Tensor, x: Tensor) -> Tensor:
-    """Take one state of every picture, x (G m, D), through a block. Returns (G m, D)."""
+def step_layer(block: Block, cache: LayerCache, home: Tensor, hidden: Tensor, x: Tensor) -> Tensor:
+    """Take one state of every image, x (G m, D), through a block. Returns (G m, D)."""
     a, (captions, heads, samples) = block.attention, cache.k.shape[:3]
     qkv = a.qkv(a.norm(x)).view(captions, samples, 3, heads, -1)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (G, H, m, K) each
@@ -114,13 +112,13 @@ def _layer(block: Block, cache: LayerCache, home: Tensor, hidden: Tensor, x: Ten
 
 
 @lru_cache(maxsize=1)
-def _compiled_layer() -> Callable[..., Tensor]:
-    from minidalle.flex import allow_kernels  # imports half of torch.compile
+def compiled_step_layer() -> Callable[..., Tensor]:
+    from minidalle.attention.flex import allow_kernels  # imports half of torch.compile
 
     # The last option lets a product with a single query become one fused sum: on a GPU such a
     # matrix product wastes most of the memory's speed.
     allow_kernels()
-    return torch.compile(_layer, dynamic=False, options={"coordinate_descent_tuning": True})
+    return torch.compile(step_layer, dynamic=False, options={"coordinate_descent_tuning": True})
 
 
 class Graph:
@@ -143,93 +141,3 @@ class Graph:
         self.token.copy_(token)
         self.graph.replay()
         return self.logits.clone()
-
-
-class Decoder:
-    """A DALLE that reads image tokens one at a time and predicts the next.
-
-    text: (G, L - 1) int64, captions padded with PAD. samples: m, pictures per caption.
-    prompt: (G or 1, m or 1, p) int64, the leading tokens of the pictures, read at once.
-    compile: let torch.compile fuse each layer's small steps.
-    The cell is a tensor, and a step does the same with the same memory at every cell: on a GPU it
-    is recorded once, and then replayed.
-    """
-
-    def __init__(
-        self, dalle: DALLE, text: Tensor, samples: int, prompt: Tensor, compile: bool = False
-    ):
-        self.dalle, self.samples, self.captions = dalle, samples, len(text)
-        self.cell = torch.tensor([prompt.shape[-1]], device=text.device)  # the next to predict
-        self.cells = dalle.cells()
-        self.layer = _compiled_layer() if compile else _layer
-        self.caches: list[LayerCache] = []
-        self._read(text, prompt.expand(len(text), -1, -1))
-        self.graph: Graph | None = None
-
-    def _read(self, text: Tensor, prompt: Tensor) -> None:
-        """Fill the caches with the text and the states of cells before the next."""
-        c, p = self.dalle.config, prompt.shape[-1]
-        copies = prompt.shape[1]
-        words = self.dalle.embed_text(text).repeat_interleave(copies, 0)  # (G copies, L, D)
-        known = prompt.flatten(0, 1)[:, : max(p - 1, 0)]  # the last is read by `step`
-        image = self.dalle.embed_image(known)[:, :p]
-        x = torch.cat([words, image], 1)
-        for block in self.dalle.transformer.blocks:
-            a = block.attention
-            q, k, v = a.project(x)  # (G copies, H, L + p, K)
-            x = x + a.merge(attend(q, k, v, a.kind, c.text_len, c.grid, c.kernel, c.attention))
-            x = x + block.mlp(x)
-            k, v = (y.unflatten(0, (-1, copies)).transpose(1, 2) for y in (k, v))
-            text_k, text_v = (y[:, :, 0, : c.text_len].contiguous() for y in (k, v))
-            cache = LayerCache(c, a.kind, text_k, text_v, self.samples)
-            cache.put(p, k[:, :, :, c.text_len :], v[:, :, :, c.text_len :])
-            self.caches.append(cache)
-
-    def step(self, token: Tensor | None) -> Tensor:
-        """Read the token (G m,) before the next cell, None at cell 0, and predict that cell.
-
-        Returns logits (G m, image_vocab), float32.
-        """
-        if token is None:
-            token = self.cell.new_zeros(self.captions * self.samples)  # not read
-        if self.graph is None and token.device.type == "cuda":
-            self.graph = Graph(self._predict, token)
-        logits = (self.graph or self._predict)(token)
-        self.cell += 1
-        return logits
-
-    def _predict(self, token: Tensor) -> Tensor:
-        """Predict `cell`, without knowing which it is. Twice is as good as once."""
-        dalle = self.dalle
-        x = torch.where(self.cell == 0, dalle.image_start, dalle.image_embedding(token))
-        x = x + self.cells.index_select(0, self.cell)  # (G m, D)
-        places = {cache.kind: cache.layout for cache in self.caches}
-        places = {kind: layout.at(self.cell) for kind, layout in places.items()}
-        for block, cache in zip(dalle.transformer.blocks, self.caches, strict=True):
-            x = self.layer(block, cache, *places[cache.kind], x)
-        return dalle.image_head(dalle.transformer.norm(x)).float()
-
-
-class TextDecoder:
-    """A DALLE that reads caption tokens one at a time and predicts the next; all see all before."""
-
-    def __init__(self, dalle: DALLE):
-        self.dalle = dalle
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values (n, H, i, K) by layer
-
-    def step(self, text: Tensor) -> Tensor:
-        """Read those tokens of text (n, i) int64 that are new, and predict the next.
-
-        Returns logits (n, text_vocab), float32.
-        """
-        known = self.kept[0][0].shape[2] if self.kept else 0
-        x = self.dalle.embed_text(text)[:, known:]  # several states the first time, then one
-        for number, block in enumerate(self.dalle.transformer.blocks):
-            q, k, v = block.attention.project(x)
-            if known:
-                k, v = (torch.cat(y, 2) for y in zip(self.kept[number], (k, v), strict=True))
-            self.kept[number] = k, v
-            seen = F.scaled_dot_product_attention(q, k, v, is_causal=not known)
-            x = x + block.attention.merge(seen)
-            x = x + block.mlp(x)
-        return self.dalle.text_head(self.dalle.transformer.norm(x[:, -1])).float()

@@ -135,6 +135,7 @@ class CLIP(nn.Module):
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
         self.gather: Callable[[Tensor], tuple[Tensor, int]] = keep_local
+        self.tokenizer = None  # of its captions, for `score`; whoever loads the weights sets it
         self._initialise_text()
 
     def _initialise_text(self) -> None:
@@ -181,6 +182,20 @@ class CLIP(nn.Module):
         x = self.ln_final(self.transformer(x))
         x = x[torch.arange(len(x), device=x.device), end]  # (B, D)
         return F.normalize((x @ self.text_projection).float(), dim=-1)
+
+    @torch.no_grad()
+    def score(self, captions: list[str], images: Tensor, batch_size: int = 64) -> Tensor:
+        """Return the cosine of each image and its caption: (n,) float32, on the CPU.
+
+        captions: n of them, or one for all; longer than the context they are cut. images
+        (n, 3, S, S) float in [0, 1].
+        """
+        device = self.logit_scale.device
+        ids = self.tokenizer.encode_batch(captions, self.config.context_length - 2)
+        ids = pack_text(ids, self.config).to(device)
+        text = torch.cat([self.encode_text(part) for part in ids.split(256)])  # (n or 1, E)
+        parts = [self.encode_image(part.to(device)) for part in images.split(batch_size)]
+        return (torch.cat(parts) * text).sum(1).cpu()
 
     def loss(
         self, batch: dict[str, Tensor], step: int, generator: torch.Generator | None = None

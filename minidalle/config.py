@@ -1,38 +1,55 @@
-"""Every size and every training recipe, in one table of presets.
+"""Every size, every recipe and every range, in frozen dataclasses and one table of presets.
 
 Source: Ramesh et al. 2021, arXiv:2102.12092, section 2 and appendices A and B (the `12b` row).
 """
 
+import contextlib
 import dataclasses
+import json
+import math
 import types
 import typing
 from ast import literal_eval
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from minidalle.config_check import check_config
+replace = dataclasses.replace
+STAGES = ("tokenizer", "dvae", "dalle", "clip")  # of a run, in their order
+
+
+def between(default: float | None, low: float, high: float = math.inf) -> typing.Any:
+    """A number from low to high. A number without such a word beside it must be above 0."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def one_of(*choices: str) -> typing.Any:
+    """One of these words, the first by default."""
+    return field(default=choices[0], metadata={"choices": choices})
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which captioned pictures. image_size in pixels per side."""
 
-    name: str = "shapes"  # 'shapes' 'mnist' 'fashion_mnist' 'cifar' 'emoji' 'folder'
+    name: str = one_of("shapes", "mnist", "fashion_mnist", "cifar", "emoji", "folder")
     folder: str = ""  # for 'folder': your own pictures
     image_size: int = 32
     n_train: int = 20_000  # pictures to draw, for the worlds that are drawn ('shapes', 'mnist')
     n_test: int = 2_000
     augment: bool = False  # the paper's random crops (listings 1 and 2)
-    min_caption: int = 0  # characters; shorter captions are skipped (section 2.3)
-    max_aspect: float = 0.0  # 2.0 keeps aspect ratios in [1/2, 2] (appendix C); 0 keeps all
+    min_caption: int = between(0, 0)  # characters; shorter captions are skipped (section 2.3)
+    max_aspect: float = between(
+        0.0, 0
+    )  # 2.0 keeps aspect ratios in [1/2, 2] (appendix C); 0 keeps all
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
     """Byte-pair encoding (section 2.2). dropout: share of merges skipped in training."""
 
-    vocab_size: int = 16_384
-    dropout: float = 0.1
+    vocab_size: int = between(16_384, 256)  # at least the bytes
+    dropout: float = between(0.1, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -42,16 +59,18 @@ class DVAEConfig:
     image_size: int = 256
     n_hid: int = 256  # width of the first encoder group; doubles in each further group
     n_blocks: int = 2  # residual blocks per group
-    n_pools: int = 3  # halvings of the side; there are n_pools + 1 groups
+    n_pools: int = between(3, 0, 16)  # halvings of the side; there are n_pools + 1 groups
     vocab_size: int = 8192
     n_init: int = 128  # width of a code vector
-    beta: float = 6.6  # weight of the KL term, in the paper's normalisation
+    beta: float = between(6.6, 0)  # weight of the KL term, in the paper's normalisation
     beta_steps: int = 5_000
     tau: float = 1 / 16  # final temperature; starts at 1
     tau_steps: int = 150_000
-    min_log_b: float | None = None  # floor on ln b, for flat drawings; None is the paper
+    min_log_b: float | None = between(
+        None, -math.inf, math.inf
+    )  # floor on ln b, for flat drawings; None is the paper
     gain: float | None = None  # of a residual branch; None is the published 1 / layers^2
-    spread_codes: bool = False  # start from codes spread over the data; see dvae.spread_codes
+    spread_codes: bool = False  # start from codes spread over the data; see training/spread.py
 
     @property
     def grid(self) -> int:
@@ -64,16 +83,18 @@ class DALLEConfig:
     """The prior over text and image tokens (section 2.2, appendix B)."""
 
     text_vocab: int = 16_384
-    text_len: int = 256  # text states: start-of-text and up to text_len - 1 caption tokens
+    text_len: int = between(256, 2)  # text states: start-of-text and text_len - 1 tokens
     image_vocab: int = 8192
     grid: int = 32
     n_layers: int = 64
     n_heads: int = 62
     head_dim: int = 64
     kernel: int = 11  # side of the convolution mask in the last layer
-    text_weight: float = 1 / 8  # the image loss weighs 1 - text_weight
-    caption_dropout: float = 0.0  # share of captions emptied in training, for guidance
-    attention: str = "auto"  # how masks are executed: 'auto' 'dense' 'gathered' 'flex'
+    text_weight: float = between(1 / 8, 0, 1)  # the image loss weighs 1 - text_weight
+    caption_dropout: float = between(
+        0.0, 0, 1
+    )  # share of captions emptied in training, for guidance
+    attention: str = one_of("auto", "dense", "gathered", "flex")  # how masks are executed
     checkpointing: bool = False  # recompute each block's activations in the backward pass
 
     @property
@@ -106,24 +127,24 @@ class TrainConfig:
     steps: int
     batch_size: int  # examples per update, over all processes
     lr: float
-    lr_end: float = 0.0
-    warmup: int = 0  # linear from 0
+    lr_end: float = between(0.0, 0)
+    warmup: int = between(0, 0)  # linear from 0
     halve_at: tuple[int, ...] = ()  # instead of the cosine: halve the rate at these updates
-    lr_steps: int = 0  # length of the cosine; 0 means `steps`
+    lr_steps: int = between(0, 0)  # length of the cosine; 0 means `steps`
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 0.0  # of the whole gradient; 0 is off
-    clip_variance: float = 0.0  # of Adam's second moment; 0 is off
-    ema_decay: float = 0.999
+    weight_decay: float = between(0.0, 0)
+    clip_norm: float = between(0.0, 0)  # of the whole gradient; 0 is off
+    clip_variance: float = between(0.0, 0)  # of Adam's second moment; 0 is off
+    ema_decay: float = between(0.999, 0, 1)
     ema_every: int = 1
     accumulate: int = 1  # parts a batch is split into
-    precision: str = "float32"  # 'float32' 'bfloat16' or 'auto', see train.autocast
+    precision: str = one_of("float32", "bfloat16", "auto")  # see train.autocast
     compile: bool = False  # torch.compile fuses the blocks: for a GPU, no gain on a CPU
     log_every: int = 50
     eval_every: int = 500
     save_every: int = 500
-    keep: int = 2  # newest checkpoints kept
+    keep: int = between(2, 0)  # newest checkpoints kept
 
 
 @dataclass(frozen=True)
@@ -139,190 +160,137 @@ class Config:
     train_dvae: TrainConfig
     train_dalle: TrainConfig
     train_clip: TrainConfig
-    seed: int = field(default=0)
+    seed: int = between(0, 0)
 
 
+# ---------------------------------------------------------------- presets
 # Above each preset: command, hardware, measured time, result; "one thread" is of an AMD EPYC with
 # avx512_bf16 that others were using too. What was not trained says so; `plan` tells its needs.
-#
-# toy: `make demo`; one thread; 837 s (dVAE 340, prior 310, CLIP 140); exact by the judge, one
-# sample and best of 16: 90.7 % and 98.4 % for seen pairs, 82.4 % and 95.3 % for held-out pairs.
-TOY = Config(
-    preset="toy",
-    data=DataConfig(),
-    tokenizer=TokenizerConfig(vocab_size=512, dropout=0.0),  # minutes of training: nothing to spare
-    dvae=DVAEConfig(
-        image_size=32,
-        n_hid=32,
-        n_blocks=1,
-        n_pools=2,
-        vocab_size=512,
-        n_init=64,
-        beta=1.0,
-        beta_steps=2000,
-        tau=1 / 4,
-        tau_steps=2800,
-        min_log_b=0.0,
-        gain=1.0,
-        spread_codes=True,
-    ),
-    dalle=DALLEConfig(
-        text_vocab=512,
-        text_len=32,
-        image_vocab=512,
-        grid=8,
-        n_layers=4,
-        n_heads=4,
-        head_dim=32,
-        kernel=3,
-    ),
-    clip=CLIPConfig(
-        image_size=32,
-        patch_size=8,
-        vision_width=96,
-        vision_layers=3,
-        vision_heads=3,
-        vocab_size=514,
-        context_length=34,
-        text_width=96,
-        text_layers=2,
-        text_heads=3,
-        embed_dim=64,
-    ),
-    train_dvae=TrainConfig(
-        steps=7000, batch_size=16, lr=3e-3, lr_end=3e-5, warmup=100, weight_decay=1e-4,
-        clip_norm=1.0, precision="auto", eval_every=1000, save_every=1000,
-    ),
-    train_dalle=TrainConfig(
-        steps=6000, batch_size=16, lr=1.5e-3, lr_end=1e-5, warmup=100, betas=(0.9, 0.96),
-        weight_decay=4.5e-2, clip_norm=4.0, clip_variance=5.0, precision="auto", eval_every=1000,
-        save_every=1000,
-    ),
-    train_clip=TrainConfig(
-        steps=800, batch_size=128, lr=2e-3, lr_end=1e-5, warmup=50, betas=(0.9, 0.98), eps=1e-6,
-        weight_decay=0.1,
-    ),
-)  # fmt: skip
+# fmt: off
 
+
+def _like(base: Config, preset: str, **changes: dict) -> Config:
+    """A preset that differs from `base` in some fields of some sections."""
+    sections = {name: replace(getattr(base, name), **values) for name, values in changes.items()}
+    return replace(base, preset=preset, **sections)
+
+
+# 12b: the paper. Not trained here; one update and one sample are planned, not measured.
+_LONG = dict(precision="bfloat16", log_every=100, eval_every=5_000, save_every=1_000)
 PAPER_DVAE_TRAINING = TrainConfig(
-    steps=3_000_000,
-    batch_size=512,
-    lr=1e-4,
-    lr_end=1.25e-6,
-    lr_steps=1_200_000,
-    weight_decay=1e-4,
-    precision="bfloat16",
-    log_every=100,
-    eval_every=5_000,
-    save_every=5_000,
+    steps=3_000_000, batch_size=512, lr=1e-4, lr_end=1.25e-6, lr_steps=1_200_000,
+    weight_decay=1e-4, **_LONG,
 )
 PAPER_DALLE_TRAINING = TrainConfig(
-    steps=430_000,
-    batch_size=1024,
-    lr=4.5e-4,
-    warmup=5_000,
+    steps=430_000, batch_size=1024, lr=4.5e-4, warmup=5_000, betas=(0.9, 0.96),
     # Five halvings by hand at plateaus; the paper does not say when, so these dates are ours.
     halve_at=(200_000, 260_000, 310_000, 350_000, 390_000),
-    betas=(0.9, 0.96),
-    weight_decay=4.5e-2,
-    clip_norm=4.0,
-    clip_variance=5.0,
-    ema_decay=0.99,
-    ema_every=25,
-    precision="bfloat16",
-    log_every=100,
-    eval_every=5_000,
-    save_every=1_000,
+    weight_decay=4.5e-2, clip_norm=4.0, clip_variance=5.0, ema_decay=0.99, ema_every=25, **_LONG,
 )
 PAPER_CLIP_TRAINING = TrainConfig(
     steps=390_000,  # 32 epochs of 400 M pairs
-    batch_size=32_768,
-    lr=5e-4,
-    warmup=2_000,
-    betas=(0.9, 0.98),
-    eps=1e-6,
-    weight_decay=0.2,
-    precision="bfloat16",
-    log_every=100,
-    eval_every=5_000,
-    save_every=1_000,
+    batch_size=32_768, lr=5e-4, warmup=2_000, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2,
+    **_LONG,
 )
-
-replace = dataclasses.replace
-
-# mnist: `python -m minidalle dvae --preset mnist` and the verbs after it; one thread; the dVAE took
-# 530 s: 24.7 dB, 136 codes. The prior and CLIP were not trained to the end.
-_MNIST = replace(
-    TOY,
-    preset="mnist",
-    data=DataConfig("mnist", n_train=60_000, n_test=10_000),
-    train_dalle=replace(TOY.train_dalle, steps=12_000),
-    train_clip=replace(TOY.train_clip, steps=1500),
-)
-# cifar: likewise; the dVAE took 643 s: 22.7 dB, 386 codes. The rest was not
-# trained: overnight on a CPU, or minutes on a GPU.
-_CIFAR = replace(
-    TOY,
-    preset="cifar",
-    data=DataConfig("cifar"),
-    dvae=replace(TOY.dvae, min_log_b=-3.0, beta_steps=3000, tau_steps=4000),
-    dalle=replace(TOY.dalle, n_layers=8, n_heads=8),
-    train_dvae=replace(TOY.train_dvae, steps=10_000),
-    train_dalle=replace(TOY.train_dalle, steps=30_000),
-    train_clip=replace(TOY.train_clip, steps=5000),
-)
-# 12b: the paper. Not trained here; one update and one sample are planned, not measured.
 _12B = Config(
-    preset="12b",
-    data=DataConfig("folder", image_size=256, augment=True, min_caption=5, max_aspect=2.0),
-    tokenizer=TokenizerConfig(),
-    dvae=DVAEConfig(),
-    dalle=DALLEConfig(checkpointing=True),
-    clip=CLIPConfig(vocab_size=16_386, context_length=257),
-    train_dvae=PAPER_DVAE_TRAINING,
-    train_dalle=PAPER_DALLE_TRAINING,
-    train_clip=PAPER_CLIP_TRAINING,
-)
-# base: one machine of 8 GPUs. Not trained here.
-_BASE = replace(
-    _12B,
-    preset="base",
-    dalle=replace(_12B.dalle, text_len=128, n_layers=24, n_heads=32),
-    clip=replace(_12B.clip, context_length=129),
-    train_dvae=replace(PAPER_DVAE_TRAINING, steps=300_000, batch_size=128),
-    train_dalle=replace(PAPER_DALLE_TRAINING, steps=100_000, batch_size=512, halve_at=()),
-    train_clip=replace(PAPER_CLIP_TRAINING, steps=100_000, batch_size=4096),
-)
-# small: one GPU. Not trained here.
-_SMALL = replace(
-    _BASE,
-    preset="small",
-    data=replace(_12B.data, image_size=128),
-    dvae=replace(_12B.dvae, image_size=128, n_hid=128, vocab_size=4096),
-    dalle=replace(
-        _BASE.dalle,
-        image_vocab=4096,
-        text_len=64,
-        grid=16,
-        kernel=5,
-        n_layers=12,
-        n_heads=12,
-        checkpointing=False,
-    ),
-    clip=replace(
-        _12B.clip,
-        image_size=128,
-        patch_size=16,
-        vision_width=512,
-        vision_heads=8,
-        context_length=65,
-    ),
-    train_dvae=replace(PAPER_DVAE_TRAINING, steps=100_000, batch_size=64),
-    train_dalle=replace(_BASE.train_dalle, batch_size=256),
-    train_clip=replace(_BASE.train_clip, batch_size=1024),
+    "12b", DataConfig("folder", image_size=256, augment=True, min_caption=5, max_aspect=2.0),
+    TokenizerConfig(), DVAEConfig(), DALLEConfig(checkpointing=True),
+    CLIPConfig(vocab_size=16_386, context_length=257),
+    PAPER_DVAE_TRAINING, PAPER_DALLE_TRAINING, PAPER_CLIP_TRAINING,
 )
 
-PRESETS = {c.preset: c for c in (TOY, _MNIST, _CIFAR, _SMALL, _BASE, _12B)}
+# base: one machine of 8 GPUs. Not trained here.
+_BASE = _like(
+    _12B, "base", dalle=dict(text_len=128, n_layers=24, n_heads=32), clip=dict(context_length=129),
+    train_dvae=dict(steps=300_000, batch_size=128), train_clip=dict(steps=100_000, batch_size=4096),
+    train_dalle=dict(steps=100_000, batch_size=512, halve_at=()),
+)
+
+# small: one GPU. Not trained here.
+_SMALL = _like(
+    _BASE, "small", data=dict(image_size=128),
+    dvae=dict(image_size=128, n_hid=128, vocab_size=4096),
+    dalle=dict(image_vocab=4096, text_len=64, grid=16, kernel=5, n_layers=12, n_heads=12,
+               checkpointing=False),
+    clip=dict(image_size=128, patch_size=16, vision_width=512, vision_heads=8, context_length=65),
+    train_dvae=dict(steps=100_000, batch_size=64), train_dalle=dict(batch_size=256),
+    train_clip=dict(batch_size=1024),
+)
+
+# toy: `make demo`; one thread; 837 s (dVAE 340, prior 310, CLIP 140); exact by the judge, one
+# sample and best of 16: 90.7 % and 98.4 % for seen pairs, 82.4 % and 95.3 % for held-out pairs.
+_TOY = Config(
+    "toy", DataConfig(),
+    TokenizerConfig(vocab_size=512, dropout=0.0),  # minutes of training: nothing to spare
+    DVAEConfig(image_size=32, n_hid=32, n_blocks=1, n_pools=2, vocab_size=512, n_init=64, beta=1.0,
+               beta_steps=2000, tau=1 / 4, tau_steps=2800, min_log_b=0.0, gain=1.0,
+               spread_codes=True),
+    DALLEConfig(text_vocab=512, text_len=32, image_vocab=512, grid=8, n_layers=4, n_heads=4,
+                head_dim=32, kernel=3),
+    CLIPConfig(image_size=32, patch_size=8, vision_width=96, vision_layers=3, vision_heads=3,
+               vocab_size=514, context_length=34, text_width=96, text_layers=2, text_heads=3,
+               embed_dim=64),
+    TrainConfig(steps=7000, batch_size=16, lr=3e-3, lr_end=3e-5, warmup=100, weight_decay=1e-4,
+                clip_norm=1.0, precision="auto", eval_every=1000, save_every=1000),
+    TrainConfig(steps=6000, batch_size=16, lr=1.5e-3, lr_end=1e-5, warmup=100, betas=(0.9, 0.96),
+                weight_decay=4.5e-2, clip_norm=4.0, clip_variance=5.0, precision="auto",
+                eval_every=1000, save_every=1000),
+    TrainConfig(steps=800, batch_size=128, lr=2e-3, lr_end=1e-5, warmup=50, betas=(0.9, 0.98),
+                eps=1e-6, weight_decay=0.1),
+)
+
+# mnist: `minidalle dvae --preset mnist` and the verbs after it; one thread; the dVAE took 530 s:
+# 24.7 dB, 136 codes. The prior and CLIP were not trained to the end.
+_MNIST = _like(
+    _TOY, "mnist", data=dict(name="mnist", n_train=60_000, n_test=10_000),
+    train_dalle=dict(steps=12_000), train_clip=dict(steps=1500),
+)
+
+# cifar: likewise; the dVAE took 643 s: 22.7 dB, 386 codes. The rest was not trained: overnight on
+# a CPU, or minutes on a GPU.
+_CIFAR = _like(
+    _TOY, "cifar", data=dict(name="cifar"),
+    dvae=dict(min_log_b=-3.0, beta_steps=3000, tau_steps=4000), dalle=dict(n_layers=8, n_heads=8),
+    train_dvae=dict(steps=10_000), train_dalle=dict(steps=30_000), train_clip=dict(steps=5000),
+)
+# fmt: on
+
+PRESETS = {c.preset: c for c in (_TOY, _MNIST, _CIFAR, _SMALL, _BASE, _12B)}
+
+
+# ---------------------------------------------------------------- schedules
+
+
+def half_cosine(start: float, end: float, step: int, steps: int) -> float:
+    """Go from `start` at update 0 to `end` at update `steps` along half a cosine, then stay.
+
+    v(t) = end + (start - end) (1 + cos(pi min(t / steps, 1))) / 2, with t = step.
+    """
+    if steps < 1:
+        return end
+    part = min(max(step / steps, 0.0), 1.0)
+    return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Return the rate of update `step`, counted from 0.
+
+    Warm-up is linear and reaches config.lr at update `warmup`. After it comes half a cosine to
+    config.lr_end, or, where config.halve_at lists updates, a constant rate halved at each of them.
+    """
+    if step < config.warmup:
+        return config.lr * (step + 1) / (config.warmup + 1)
+    if config.halve_at:
+        return config.lr / 2 ** bisect_right(sorted(config.halve_at), step)
+    length = (config.lr_steps or config.steps) - config.warmup
+    return half_cosine(config.lr, config.lr_end, step - config.warmup, length)
+
+
+# ---------------------------------------------------------------- overrides and JSON
+
+
+class Typed(str):
+    """A value as it was typed on the command line, to be read as the type of its field."""
 
 
 def get_config(name: str, overrides: Iterable[str] = ()) -> Config:
@@ -334,58 +302,140 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> Config:
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
-    config = PRESETS[name]
+    values = dataclasses.asdict(PRESETS[name])
     for text in overrides:
-        config = _override(config, text)
-    check_config(config)
+        path, equals, value = text.partition("=")
+        if not equals or path.strip() == "preset":
+            raise ValueError(f"an override looks like section.field=value, got {text!r}")
+        *sections, last = path.strip().split(".")
+        place = values
+        for section in sections:
+            place = place.get(section)
+            if not isinstance(place, dict):
+                known = [k for k, v in values.items() if isinstance(v, dict)]
+                raise ValueError(f"unknown section in {text!r}; choose from {', '.join(known)}")
+        place[last] = Typed(value.strip())
+    return from_dict(values)
+
+
+def to_json(config: Config) -> str:
+    """Return a configuration as indented JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """Rebuild a configuration from `to_json`; errors as `from_dict`."""
+    try:
+        return from_dict(json.loads(text))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"the configuration is not JSON: {error}") from None
+
+
+def from_dict(values: dict) -> Config:
+    """Build a configuration from nested dicts of plain or `Typed` values, and check it.
+
+    Raises ValueError naming the first field that is unknown, missing, of the wrong type or out of
+    its range, or the sizes that do not fit together.
+    """
+    config = _build(Config, values, "")
+    _check_sizes(config)
     return config
 
 
-def _override(config: Config, text: str) -> Config:
-    path, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"an override looks like section.field=value, got {text!r}")
-    section, dot, name = path.strip().partition(".")
-    if not dot:
-        return replace(config, **{section: _read(config, section, value, text)})
-    part = getattr(config, section, None)
-    if not dataclasses.is_dataclass(part):
-        sections = [f.name for f in dataclasses.fields(config) if f.name not in ("preset", "seed")]
-        raise ValueError(f"unknown section in {text!r}; choose from {', '.join(sections)}")
-    return replace(config, **{section: replace(part, **{name: _read(part, name, value, text)})})
-
-
-def _read(part: object, name: str, value: str, text: str) -> object:
-    """Parse `value` as the type of field `name` of dataclass `part`."""
-    kinds = typing.get_type_hints(type(part))
-    if name not in kinds or name == "preset" or dataclasses.is_dataclass(kinds[name]):
-        names = [n for n, k in kinds.items() if n != "preset" and not dataclasses.is_dataclass(k)]
-        raise ValueError(f"unknown field in {text!r}; choose from {', '.join(names)}")
-    value, kind = value.strip(), kinds[name]
+def _build(kind: type, values: object, path: str) -> typing.Any:
+    """Turn a dict into an instance of the dataclass `kind`; `path` is its name, for the error."""
+    name = path.rstrip(".") or "Config"
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} must be an object of fields, got {values!r}")
+    kinds, found = typing.get_type_hints(kind), {}
+    if unknown := [key for key in values if key not in kinds]:
+        raise ValueError(f"unknown field: {name} has no {unknown[0]!r}; it has {', '.join(kinds)}")
+    for f in dataclasses.fields(kind):
+        if f.name in values and dataclasses.is_dataclass(kinds[f.name]):
+            found[f.name] = _build(kinds[f.name], values[f.name], f"{path}{f.name}.")
+        elif f.name in values:
+            found[f.name] = _read(kinds[f.name], values[f.name], path + f.name)
+            _check_range(found[f.name], f.metadata, path + f.name)
     try:
-        return _parse(value, kind)
-    except (ValueError, SyntaxError, TypeError):
-        wanted = getattr(kind, "__name__", str(kind))
-        raise ValueError(f"{text!r}: {value!r} is not a valid {wanted}") from None
+        return kind(**found)
+    except TypeError as error:  # a field without a default is missing
+        raise ValueError(f"{name}: {error}") from None
 
 
-def _parse(value: str, kind: type) -> object:
-    if kind is str:
-        return value
-    if isinstance(kind, types.UnionType):  # X | None
-        inner = next(k for k in typing.get_args(kind) if k is not type(None))
-        return None if value.lower() == "none" else _parse(value, inner)
-    if kind is bool:
-        if value.lower() not in ("true", "false", "1", "0"):
-            raise ValueError
-        return value.lower() in ("true", "1")
-    if typing.get_origin(kind) is tuple:
-        items = literal_eval(value)
-        inner = typing.get_args(kind)[0]
-        if not isinstance(items, tuple) or not all(isinstance(i, int | float) for i in items):
-            raise ValueError
-        return tuple(inner(i) for i in items)
-    number = kind(value.replace("_", ""))
-    if number != number or number in (float("inf"), float("-inf")):
-        raise ValueError
-    return number
+def _read(kind: type, value: object, name: str) -> object:
+    """Return a value as the type of its field; an int serves as a float, nothing else does."""
+    if isinstance(value, Typed) and kind is not str:
+        words = {"true": True, "false": False, "none": None}
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            value = words[v] if (v := value.lower()) in words else literal_eval(value)
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        kinds = typing.get_args(kind)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        if len(kinds) != len(value):
+            raise ValueError(f"{name} must hold {len(kinds)} values, got {value!r}")
+        return tuple(_read(k, v, name) for k, v in zip(kinds, value, strict=True))
+    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(value) is int and float in allowed:
+        value = float(value) if abs(value) < 2**1023 else math.inf
+    if isinstance(value, Typed) and str in allowed:
+        value = str(value)
+    if type(value) not in allowed:
+        raise ValueError(f"{name}={value!r} is not a valid {getattr(kind, '__name__', kind)}")
+    return value
+
+
+def _check_range(value: object, allowed: typing.Mapping, name: str) -> None:
+    """Raise ValueError where the words beside a field do not allow its value."""
+    choices = allowed.get("choices", (value,))
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown; choose from {', '.join(choices)}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    low, high = allowed.get("low", math.ulp(0)), allowed.get("high", math.inf)
+    if not low <= value or not math.isfinite(value):
+        least = f"at least {low}" if "low" in allowed else "positive"
+        raise ValueError(f"{name}={value} must be a number and {least}")
+    if value > high:
+        raise ValueError(f"{name}={value} must be at most {high}")
+
+
+def _check_sizes(c: Config) -> None:
+    """Raise ValueError, naming the fields, where the sizes of a configuration do not fit."""
+    trainings = [
+        (stage, getattr(c, stage)) for stage in ("train_dvae", "train_dalle", "train_clip")
+    ]
+    multiples = [
+        ("dvae.image_size", c.dvae.image_size, "2**dvae.n_pools", 2**c.dvae.n_pools),
+        ("clip.vision_width", c.clip.vision_width, "clip.vision_heads", c.clip.vision_heads),
+        ("clip.text_width", c.clip.text_width, "clip.text_heads", c.clip.text_heads),
+        ("clip.image_size", c.clip.image_size, "clip.patch_size", c.clip.patch_size),
+        *((f"{n}.batch_size", t.batch_size, f"{n}.accumulate", t.accumulate) for n, t in trainings),
+    ]
+    equals = [
+        ("data.image_size", c.data.image_size, "dvae.image_size", c.dvae.image_size),
+        ("dalle.grid", c.dalle.grid, "dvae.image_size / 2**dvae.n_pools", c.dvae.grid),
+        ("dalle.image_vocab", c.dalle.image_vocab, "dvae.vocab_size", c.dvae.vocab_size),
+        ("dalle.text_vocab", c.dalle.text_vocab, "tokenizer.vocab_size", c.tokenizer.vocab_size),
+    ]
+    if c.data.name != "folder":  # a released CLIP may have a size of its own
+        equals.append(("clip.image_size", c.clip.image_size, "data.image_size", c.data.image_size))
+    least = [
+        ("clip.vocab_size", c.clip.vocab_size, "tokenizer.vocab_size", c.tokenizer.vocab_size + 2),
+        ("clip.context_length", c.clip.context_length, "dalle.text_len", c.dalle.text_len + 1),
+    ]
+    for name, value, other, part in multiples:
+        if value % part:
+            raise ValueError(f"{name}={value} is not a multiple of {other}={part}")
+    for name, value, other, wanted in equals:
+        if value != wanted:
+            raise ValueError(f"{name}={value} must equal {other}={wanted}")
+    for name, value, other, wanted in least:
+        if value < wanted:
+            raise ValueError(f"{name}={value} must be at least {wanted}, for {other}")
+    for name, t in trainings:
+        if not all(0 <= b < 1 for b in t.betas) or any(step < 0 for step in t.halve_at):
+            raise ValueError(f"{name}: {t.betas=} must lie in [0, 1), {t.halve_at=} not below 0")
+    if c.train_clip.accumulate > 1:  # a part would see only its own negatives
+        raise ValueError(f"{c.train_clip.accumulate=} must be 1: the loss compares the whole batch")
+    if c.dalle.kernel % 2 == 0:
+        raise ValueError(f"dalle.kernel={c.dalle.kernel} must be odd")

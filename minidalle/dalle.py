@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minidalle import cache
+from minidalle.attention import attend
 from minidalle.config import DALLEConfig
 from minidalle.tokenizer import PAD
 from minidalle.transformer import Transformer, init_weights
@@ -38,6 +40,33 @@ class DALLE(nn.Module):
         self.image_head = nn.Linear(c.width, c.image_vocab, bias=False)
         if not self.text_start.is_meta:
             init_weights(self, seed)
+        # What every prior tells the code that samples from it:
+        self.caption_len, self.text_vocab = c.text_len - 1, c.text_vocab
+        self.grid, self.image_vocab = c.grid, c.image_vocab
+
+    def null_text(self, n: int) -> Tensor:
+        """Return n empty captions (n, L) int64: the condition that guidance moves away from."""
+        return torch.full((n, self.caption_len), PAD, device=self.image_start.device)
+
+    def decoder(
+        self, text: Tensor, samples: int, prompt: Tensor, cached: bool = True, compile: bool = False
+    ) -> "Decoder | PlainDecoder":
+        """Return what predicts the image tokens of G captions, one cell after another.
+
+        text: (G, L) int64 padded with PAD. samples: m, images per caption. prompt: (G or 1,
+        m or 1, p) int64, the leading tokens, read at once. cached=False computes every state again
+        for every token. compile: fuse each layer's small steps.
+        Its step(token) takes the tokens (G m,) of the cell before, None at cell 0, and returns
+        logits (G m, V) float32.
+        """
+        if not cached:
+            return PlainDecoder(self, text, samples, prompt)
+        return Decoder(self, text, samples, prompt, compile)
+
+    def next_text_logits(self, text: Tensor) -> Tensor:
+        """Predict the caption token after text (B, i) int64: logits (B, text_vocab) float32."""
+        states = self.transformer(self.embed_text(text))  # (B, i + 1, D)
+        return self.text_head(states[:, -1]).float()
 
     def embed_text(self, text: Tensor) -> Tensor:
         """text (B, L') int64 with PAD after its end -> states (B, L' + 1, D)."""
@@ -131,6 +160,83 @@ class DALLE(nn.Module):
         """
         text_ln, image_ln = self.log_likelihood(texts, image.flatten().expand(len(texts), -1))
         return (image_ln if uniform else text_ln + image_ln).log_softmax(0)
+
+
+class PlainDecoder:
+    """A DALLE that predicts image tokens by reading the whole stream again for each of them."""
+
+    def __init__(self, dalle: DALLE, text: Tensor, samples: int, prompt: Tensor):
+        rows = len(text) * samples
+        self.dalle, self.words = dalle, dalle.embed_text(text).repeat_interleave(samples, 0)
+        # The last token of the prompt is given to `step`.
+        self.tokens = prompt.expand(len(text), samples, -1).reshape(rows, -1)[:, :-1]  # (G m, p)
+
+    def step(self, token: Tensor | None) -> Tensor:
+        """Read the token (G m,) before the next cell, and predict that cell: (G m, V) float32."""
+        if token is not None:
+            self.tokens = torch.cat([self.tokens, token[:, None]], 1)
+        stream = torch.cat([self.words, self.dalle.embed_image(self.tokens)], 1)  # (G m, t, D)
+        return self.dalle.image_head(self.dalle.transformer(stream)[:, -1]).float()
+
+
+class Decoder:
+    """A DALLE that predicts image tokens from remembered keys and values, one state a token.
+
+    The cell is a tensor, and a step does the same with the same memory at every cell: on a GPU it
+    is recorded once, and then replayed. Arguments as `DALLE.decoder`.
+    """
+
+    def __init__(self, dalle: DALLE, text: Tensor, samples: int, prompt: Tensor, compile: bool):
+        self.dalle, self.rows = dalle, len(text) * samples
+        self.cell = torch.tensor([prompt.shape[-1]], device=text.device)  # the next to predict
+        self.cells = dalle.cells()
+        self.step_layer = cache.compiled_step_layer() if compile else cache.step_layer
+        self.caches = self._read(text, samples, prompt.expand(len(text), -1, -1))
+        self.graph: cache.Graph | None = None
+
+    def _read(self, text: Tensor, samples: int, prompt: Tensor) -> list[cache.LayerCache]:
+        """Fill a cache for each layer with the text and the states of cells before the next."""
+        c, (_, copies, p), caches = self.dalle.config, prompt.shape, []
+        # A prompt is read once for each caption, or once for each of its images if they differ.
+        words = self.dalle.embed_text(text).repeat_interleave(copies, 0)  # (G copies, L + 1, D)
+        known = prompt.flatten(0, 1)[:, : max(p - 1, 0)]  # the last is read by `step`
+        image = self.dalle.embed_image(known)[:, :p]
+        x = torch.cat([words, image], 1)  # (G copies, L + 1 + p, D)
+        for block in self.dalle.transformer.blocks:
+            a = block.attention
+            q, k, v = a.project(x)  # (G copies, H, L + 1 + p, K)
+            x = x + a.merge(attend(q, k, v, a.kind, c.text_len, c.grid, c.kernel, c.attention))
+            x = x + block.mlp(x)
+            # Text once for all copies, image states copy by copy.
+            k, v = (y.unflatten(0, (-1, copies)).transpose(1, 2) for y in (k, v))
+            text_k, text_v = (y[:, :, 0, : c.text_len].contiguous() for y in (k, v))
+            caches.append(cache.LayerCache(c, a.kind, text_k, text_v, samples))
+            caches[-1].put(p, k[:, :, :, c.text_len :], v[:, :, :, c.text_len :])
+        return caches
+
+    def step(self, token: Tensor | None) -> Tensor:
+        """Read the token (G m,) before the next cell, None at cell 0, and predict that cell.
+
+        Returns logits (G m, V), float32.
+        """
+        if token is None:
+            token = self.cell.new_zeros(self.rows)  # not read
+        if self.graph is None and token.device.type == "cuda":
+            self.graph = cache.Graph(self._predict, token)
+        logits = (self.graph or self._predict)(token)
+        self.cell += 1
+        return logits
+
+    def _predict(self, token: Tensor) -> Tensor:
+        """Predict `cell`, a tensor. Safe to repeat: the warm-up of a recording runs it twice."""
+        dalle = self.dalle
+        x = torch.where(self.cell == 0, dalle.image_start, dalle.image_embedding(token))
+        x = x + self.cells.index_select(0, self.cell)  # (G m, D)
+        places = {kept.kind: kept.layout for kept in self.caches}
+        places = {kind: layout.at(self.cell) for kind, layout in places.items()}
+        for block, kept in zip(dalle.transformer.blocks, self.caches, strict=True):
+            x = self.step_layer(block, kept, *places[kept.kind], x)
+        return dalle.image_head(dalle.transformer.norm(x)).float()
 
 
 def _nats(logits: Tensor, targets: Tensor) -> Tensor:

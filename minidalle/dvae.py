@@ -11,12 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minidalle.config import DVAEConfig
-from minidalle.optim import half_cosine
+from minidalle.config import DVAEConfig, half_cosine
 
 PIXEL_MARGIN = 0.1  # epsilon of appendix A.3
 CHANNELS = 3
-LOGIT_GAP = 8.0  # between a spread code and its nearest other, in nats
 
 
 def map_pixels(images: Tensor) -> Tensor:
@@ -155,11 +153,13 @@ class DiscreteVAE(nn.Module):
         self.decoder = Decoder(config)
 
     def logits(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) in [0, 1] -> unnormalised log-probabilities (B, K, h, w)."""
-        side = self.config.image_size
-        if images.ndim != 4 or images.shape[1] != CHANNELS or images.shape[2:] != (side, side):
-            shape = tuple(images.shape)
-            raise ValueError(f"images must be (B, 3, {side}, {side}), got {shape}; resize them")
+        """images (B, 3, H, W) in [0, 1] -> unnormalised log-probabilities (B, K, h, w).
+
+        H and W may be any multiples of 2**n_pools: everything is a convolution.
+        """
+        part, shape = 2**self.config.n_pools, tuple(images.shape)
+        if images.ndim != 4 or shape[1] != CHANNELS or shape[2] % part or shape[3] % part:
+            raise ValueError(f"images must be (B, 3, H, W) of multiples of {part}, got {shape}")
         if not images.is_floating_point():
             raise ValueError(f"images must be float in [0, 1], got {images.dtype}; divide by 255")
         return self.encoder(map_pixels(images))
@@ -225,7 +225,7 @@ class DiscreteVAE(nn.Module):
     @property
     def tokens_per_value(self) -> float:
         """Tokens for each pixel value: 1/192 in the paper, 1024 / (3 * 256 * 256)."""
-        return self.config.grid**2 / (CHANNELS * self.config.image_size**2)
+        return 1 / (CHANNELS * 4**self.config.n_pools)
 
     @torch.no_grad()
     def evaluate(
@@ -233,55 +233,25 @@ class DiscreteVAE(nn.Module):
     ) -> dict[str, float]:
         """How good is the bound really? The paper stops annealing tau where the two bounds agree.
 
-        Returns elbo_relaxed and elbo_true (nats per pixel value, beta = 1; the second with the
-        argmax tokens that stage two will see), psnr (dB, of the argmax reconstruction),
-        codes_used and perplexity of the codebook over these images.
+        Returns elbo (nats per pixel value, beta = 1, its codes sampled from q, so that its mean is
+        a bound of ln p), elbo_relaxed (the same with relaxed codes, as in training: no bound),
+        psnr (dB, of the argmax reconstruction that stage two will see), codes_used and perplexity
+        of the codebook over these images.
         """
         tau, _ = self.schedule(step)
         logits = self.logits(images)
-        relaxed = self.decoder.blocks.input(gumbel_softmax(logits.float(), tau, generator))
-        tokens = logits.argmax(dim=1)
+        codes = gumbel_softmax(logits.float(), tau, generator)
+        # The largest of logits plus Gumbel noise is a sample of q, whatever tau.
+        vectors = {"elbo": self.code_vectors(codes.argmax(dim=1))}
+        vectors["elbo_relaxed"] = self.decoder.blocks.input(codes)
         bounds = {}
-        for name, vectors in (("relaxed", relaxed), ("true", self.code_vectors(tokens))):
-            nll, kl = self.bound(images, vectors, logits)
-            bounds[f"elbo_{name}"] = -(nll + kl * self.tokens_per_value).item()
+        for name, given in vectors.items():
+            nll, kl = self.bound(images, given, logits)
+            bounds[name] = -(nll + kl * self.tokens_per_value).item()
+        tokens = logits.argmax(dim=1)
         error = (self.decode(tokens) - images).square().mean()
         use = codebook_use(tokens, self.config.vocab_size)
         return {**bounds, "psnr": -10 * error.log10().item(), **use}
-
-
-@torch.no_grad()
-def spread_codes(model: DiscreteVAE, images: Tensor, generator: torch.Generator) -> None:
-    """Start a short run with K different codes, each standing for something in the pictures.
-
-    K cells are chosen by k-means++ from the untrained encoder's features of images (N, 3, H, W),
-    and code k starts as "near cell k": logits -|f - c_k|^2 / s, up to a constant that all share.
-    Code vectors start as a random projection of c_k, so that similar codes look alike.
-    Not in the paper, which trains long enough to do without.
-    Source: Arthur and Vassilvitskii 2007 (k-means++).
-    """
-    blocks, n_codes = model.encoder.blocks, model.config.vocab_size
-    features = blocks[:-1](map_pixels(images)).relu().permute(0, 2, 3, 1).flatten(0, 2)  # (n, C)
-    centres = features[_choose_cells(features, n_codes, generator)]  # (K, C)
-    apart = torch.cdist(centres, centres).fill_diagonal_(math.inf)
-    s = apart.min(dim=1).values.square().median() / LOGIT_GAP
-    blocks.output.conv.w.copy_((2 * centres / s)[:, :, None, None])
-    blocks.output.conv.b.copy_(-centres.square().sum(dim=1) / s)
-    n_init = model.config.n_init
-    projection = torch.randn(centres.shape[1], n_init, generator=generator).to(centres)
-    vectors = (centres - centres.mean(dim=0)) @ projection  # (K, n_init)
-    model.decoder.blocks.input.w.copy_((vectors / vectors.std()).T[:, :, None, None])
-
-
-def _choose_cells(features: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """k rows of features (n, C): each next one with probability as its squared distance."""
-    chosen = [torch.randint(len(features), (), generator=generator).to(features.device)]
-    distance = torch.full((len(features),), math.inf, device=features.device)
-    for _ in range(k - 1):
-        distance = torch.minimum(distance, (features - features[chosen[-1]]).square().sum(dim=1))
-        weight = distance.cpu() + 1e-12  # cells may all be equal
-        chosen.append(torch.multinomial(weight, 1, generator=generator)[0].to(features.device))
-    return torch.stack(chosen)
 
 
 def codebook_use(tokens: Tensor, vocab_size: int) -> dict[str, float]:

@@ -1,8 +1,9 @@
-"""From a caption to pictures: draw image tokens one after another, and keep the best.
+"""From a caption to images: sample image tokens one after another, and keep the best.
 
-n samples, L caption tokens (text_len - 1), N image tokens (grid**2), V image vocabulary.
-Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.6 (candidates and their order) and figure
-2d (image prompts).
+n samples, L caption tokens, N image tokens (grid**2), V image vocabulary.
+Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.6 (candidates and their choice) and figure
+2d (image prompts); Ho and Salimans 2022, arXiv:2207.12598 (guidance, here on logits as in Gafni et
+al. 2022, arXiv:2203.13131); Holtzman et al. 2020, arXiv:1904.09751 (nucleus).
 """
 
 from collections.abc import Sequence
@@ -10,21 +11,16 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from minidalle.cache import Decoder, TextDecoder
-from minidalle.checkpoint import load_model
-from minidalle.clip import CLIP, pack_text
-from minidalle.dalle import DALLE
-from minidalle.dvae import DiscreteVAE
-from minidalle.logits import draw, guide, restrict
-from minidalle.tokenizer import PAD, BPETokenizer
+from minidalle.models import load
+from minidalle.tokenizer import PAD
 
 
 @torch.no_grad()
 def sample(
-    dalle: DALLE,
+    prior: nn.Module,
     text: Sequence[int] | Tensor,
     n: int,
     temperature: float = 1.0,
@@ -36,80 +32,108 @@ def sample(
     use_cache: bool = True,
     compile: bool = False,
 ) -> Tensor:
-    """Draw the image tokens of n pictures.
+    """Sample the image tokens of n images from any prior.
 
-    text: the ids of one caption, or (n, L) int64 padded with PAD, a caption for each picture.
-    temperature: 0 always takes the likeliest token. top_k, top_p: draw from the k likeliest, or
-    from the fewest that together have probability p. guidance: s makes the logits u + s (c - u),
-    u those of the empty caption; 1 is off. prompt: (p,) or (n, p) int64, tokens to start from.
-    compile: fuse the small steps of each layer; the first call then takes a minute longer.
+    text: the ids of one caption, or (n, L) int64 padded with PAD, a caption for each image.
+    temperature: divides the logits; 0 always takes the likeliest token. top_k, top_p: of what the
+    temperature leaves, sample from the k likeliest, or from the fewest that together have
+    probability p; both in that order. guidance: s makes the logits u + s (c - u), u those of the
+    empty caption; 1 is off. prompt: (p,) or (n, p) int64, tokens to start from. compile: fuse the
+    small steps of each layer; the first call then takes a minute longer.
 
-    Every picture uses up N numbers of `generator`, so on a CPU generator one call with n = 8 and
-    two calls with n = 4 draw the same pictures.
+    Every image uses up N numbers of `generator`, so on a CPU generator one call with n = 8 and
+    two calls with n = 4 sample the same images.
     Returns (n, grid, grid) int64. Raises ValueError for a value that makes no sense.
     """
-    _check(n, temperature, top_k, top_p, guidance)
-    c = dalle.config
-    device = dalle.image_start.device
-    text = _captions(text, n, c.text_len - 1, c.text_vocab).to(device)
-    prompt = _prompt(prompt, n, c.grid**2, c.image_vocab).to(device)
-    draws = torch.rand(n, c.grid**2, generator=generator, device=_home(generator)).to(device)
-    image = torch.cat([prompt.expand(n, -1), prompt.new_empty(n, c.grid**2 - prompt.shape[1])], 1)
-    stream = (dalle, text, n, prompt, guidance != 1)
-    predict = _cached(*stream, compile) if use_cache else _uncached(*stream)
-    for cell in range(prompt.shape[1], c.grid**2):
-        logits = guide(predict(image[:, :cell]), guidance)
-        image[:, cell] = draw(restrict(logits, top_k, top_p), temperature, draws[:, cell])
-    return image.unflatten(1, (c.grid, c.grid))
+    check_options(n, temperature, top_k, top_p, guidance)
+    cells, device = prior.grid**2, next(prior.parameters()).device
+    text = _captions(text, n, prior.caption_len, prior.text_vocab).to(device)
+    prompt = _prompt(prompt, n, cells, prior.image_vocab).to(device)
+    p, captions, guided = prompt.shape[1], len(text), guidance != 1
 
+    # The random numbers come first, so that they do not depend on how the logits are computed.
+    draws = torch.rand(n, cells, generator=generator, device=_device(generator)).to(device)
+    tokens = torch.cat([prompt.expand(n, -1), prompt.new_empty(n, cells - p)], 1)  # (n, N)
 
-def _cached(dalle: DALLE, text: Tensor, n: int, prompt: Tensor, guided: bool, compile: bool):
-    """Return a function of all tokens so far (n, cell) that gives logits (1 or 2, n, V)."""
+    # One caption for all images shares its prompt; guidance adds a second half of empty captions.
+    prompt = prompt[:, None] if captions > 1 else prompt[None]  # (captions or 1, images or 1, p)
     if guided:
-        text = torch.cat([text, torch.full_like(text, PAD)])  # (2 captions, L)
-    captions = len(text) // (1 + guided)
-    prompt = prompt.unsqueeze(1 if captions > 1 else 0)  # (captions or 1, pictures or 1, p)
-    if guided and len(prompt) > 1:
-        prompt = torch.cat([prompt, prompt])
-    decoder = Decoder(dalle, text, n // captions, prompt, compile)
+        text = torch.cat([text, prior.null_text(captions)])
+        prompt = torch.cat([prompt, prompt]) if len(prompt) > 1 else prompt
+    decoder = prior.decoder(text, n // captions, prompt, cached=use_cache, compile=compile)
 
-    def predict(image: Tensor) -> Tensor:
-        last = image[:, -1] if image.shape[1] else None
+    for cell in range(p, cells):
+        last = tokens[:, cell - 1] if cell else None
         if guided and last is not None:
             last = torch.cat([last, last])
-        return decoder.step(last).view(1 + guided, n, -1)
-
-    return predict
-
-
-def _uncached(dalle: DALLE, text: Tensor, n: int, prompt: Tensor, guided: bool):
-    """As `_cached`, but computes every state again for every token."""
-    words = [dalle.embed_text(text).expand(n, -1, -1)]
-    if guided:
-        words.append(dalle.embed_text(torch.full_like(text, PAD)).expand(n, -1, -1))
-
-    def predict(image: Tensor) -> Tensor:
-        states = dalle.embed_image(image)
-        streams = torch.cat([torch.cat([w, states], 1) for w in words])  # ((1 or 2) n, t, D)
-        last = dalle.transformer(streams)[:, -1]
-        return dalle.image_head(last).float().view(len(words), n, -1)
-
-    return predict
+        logits = guide(decoder.step(last).view(1 + guided, n, -1), guidance)  # (n, V)
+        tokens[:, cell] = draw(logits, draws[:, cell], temperature, top_k, top_p)
+    return tokens.unflatten(1, (prior.grid, prior.grid))
 
 
-def _check(
+def guide(logits: Tensor, guidance: float) -> Tensor:
+    """Push logits (2, n, V), of the caption and of none, away from none; (1, n, V) are kept.
+
+    Returns (n, V), u + guidance * (c - u).
+    """
+    if len(logits) == 1:
+        return logits[0]
+    return logits[1] + guidance * (logits[0] - logits[1])
+
+
+def restrict(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """Return logits (n, V) with -inf outside the top_k likeliest and the top_p nucleus.
+
+    Of equal logits the lower ids come first, so exactly top_k are left. The nucleus holds the
+    fewest tokens that together have probability top_p or more.
+    """
+    if top_k is None and top_p is None:
+        return logits
+    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        ordered[:, top_k:] = float("-inf")
+    if top_p is not None and top_p < 1:
+        p = ordered.softmax(-1)
+        before = p.cumsum(-1) - p  # probability of all likelier tokens
+        before[:, 0] = -1  # the likeliest stays, however small top_p
+        ordered = ordered.masked_fill(before >= top_p, float("-inf"))
+    return torch.empty_like(logits).scatter_(-1, ids, ordered)
+
+
+def draw(
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Tensor:
+    """Draw one token per row of logits (n, V) with a uniform number (n,) in [0, 1) each.
+
+    Inverts the cumulative distribution: the token does not depend on the other rows.
+    Returns (n,) int64.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.double() - logits.amax(-1, keepdim=True)  # else a small temperature overflows
+    logits = restrict(logits / temperature, top_k, top_p)
+    cumulative = logits.softmax(-1).cumsum(-1)  # (n, V)
+    target = uniform.double()[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
+def check_options(
     n: int, temperature: float, top_k: int | None, top_p: float | None, guidance: float = 1.0
 ) -> None:
-    if n < 1:
-        raise ValueError(f"n must be positive, got {n}")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be 0 or more, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be 1 or more, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
-    if not abs(guidance) < float("inf"):
-        raise ValueError(f"guidance must be a finite number, got {guidance}")
+    """Raise ValueError for an option of `sample` that makes no sense."""
+    for name, value, fits, wanted in (
+        ("n", n, n >= 1, "1 or more"),
+        ("temperature", temperature, 0 <= temperature < float("inf"), "0 or more"),
+        ("top_k", top_k, top_k is None or top_k >= 1, "1 or more"),
+        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "in (0, 1]"),
+        ("guidance", guidance, abs(guidance) < float("inf"), "a finite number"),
+    ):
+        if not fits:
+            raise ValueError(f"{name} must be {wanted}, got {value}")
 
 
 def _captions(text: Sequence[int] | Tensor, n: int, length: int, vocab: int) -> Tensor:
@@ -119,36 +143,39 @@ def _captions(text: Sequence[int] | Tensor, n: int, length: int, vocab: int) -> 
     if text.ndim == 1 and len(text) <= length:
         text = F.pad(text, (0, length - len(text)), value=PAD)[None]
     if text.ndim != 2 or text.shape[1] != length or len(text) not in (1, n):
+        shape = tuple(text.shape)
         raise ValueError(
-            f"text must be one caption of at most {length} ids or ({n}, {length}), "
-            f"got shape {tuple(text.shape)}"
+            f"text must be one caption of up to {length} ids or ({n}, {length}), got shape {shape}"
         )
-    if text.is_floating_point():
-        raise ValueError(f"text ids must be integers, got {text.dtype}")
-    if text.max() >= vocab or text.min() < PAD:
-        raise ValueError(f"text ids must be below {vocab}, got {text.min()} to {text.max()}")
-    return text
+    return _check_ids("text", text, vocab, PAD)
 
 
 def _prompt(prompt: Tensor | None, n: int, cells: int, vocab: int) -> Tensor:
     """Return the leading tokens (1 or n, p) int64."""
     if prompt is None:
         return torch.zeros(1, 0, dtype=torch.int64)
-    if prompt.is_floating_point():
-        raise ValueError(f"prompt tokens must be integers, got {prompt.dtype}")
     prompt = prompt[None] if prompt.ndim == 1 else prompt
     if prompt.ndim != 2 or len(prompt) not in (1, n) or prompt.shape[1] > cells:
-        raise ValueError(
-            f"prompt must be (p,) or ({n}, p) with p up to {cells}, got {tuple(prompt.shape)}"
-        )
-    if prompt.numel() and not 0 <= prompt.min() <= prompt.max() < vocab:
-        raise ValueError(f"prompt tokens must be below {vocab}, got up to {prompt.max()}")
-    return prompt
+        shape = tuple(prompt.shape)
+        raise ValueError(f"prompt must be (p,) or ({n}, p) with p up to {cells}, got {shape}")
+    return _check_ids("prompt", prompt, vocab, 0)
+
+
+def _check_ids(name: str, ids: Tensor, vocab: int, least: int) -> Tensor:
+    if ids.is_floating_point():
+        raise ValueError(f"{name} ids must be integers, got {ids.dtype}")
+    if ids.numel() and not least <= ids.min() <= ids.max() < vocab:
+        raise ValueError(f"{name} ids must be below {vocab}, got {ids.min()} to {ids.max()}")
+    return ids
+
+
+def _device(generator: Generator | None) -> torch.device | str:
+    return generator.device if generator else "cpu"
 
 
 @torch.no_grad()
 def complete_text(
-    dalle: DALLE,
+    dalle: nn.Module,
     text: Sequence[int],
     n: int,
     length: int,
@@ -162,28 +189,29 @@ def complete_text(
     A caption's end is no token of the model, so its length must be given. Other arguments as
     `sample`. Returns (n, length) int64. Raises ValueError where `length` leaves nothing to add.
     """
-    _check(n, temperature, top_k, top_p)
-    c = dalle.config
-    text = torch.as_tensor(text, dtype=torch.int64)
-    if not len(text) < length < c.text_len:
-        raise ValueError(f"length must be from {len(text) + 1} to {c.text_len - 1}, got {length}")
-    ids = torch.cat([text.expand(n, -1), text.new_empty(n, length - len(text))], 1)
-    draws = torch.rand(n, length, generator=generator, device=_home(generator))
-    ids, draws = ids.to(dalle.image_start.device), draws.to(dalle.image_start.device)
-    decoder = TextDecoder(dalle)
-    for i in range(len(text), length):
-        logits = restrict(decoder.step(ids[:, :i]), top_k, top_p)
-        ids[:, i] = draw(logits, temperature, draws[:, i])
+    check_options(n, temperature, top_k, top_p)
+    if not len(text) < length <= dalle.caption_len:
+        bounds = f"{len(text) + 1} to {dalle.caption_len}"
+        raise ValueError(f"length must be from {bounds}, got {length}")
+    device = next(dalle.parameters()).device
+    ids = torch.as_tensor(text, dtype=torch.int64, device=device).expand(n, -1)
+    draws = torch.rand(n, length, generator=generator, device=_device(generator)).to(device)
+    for i in range(ids.shape[1], length):
+        token = draw(dalle.next_text_logits(ids), draws[:, i], temperature, top_k, top_p)
+        ids = torch.cat([ids, token[:, None]], 1)
     return ids
 
 
 class Pipeline:
-    """All stages of one run together: a caption goes in, pictures come out, the best first."""
+    """All stages of one run together: a caption goes in, images come out, the best first.
 
-    def __init__(
-        self, tokenizer: BPETokenizer, dvae: DiscreteVAE, dalle: DALLE, clip: CLIP | None = None
-    ):
-        self.tokenizer, self.dvae, self.dalle, self.clip = tokenizer, dvae, dalle, clip
+    tokenizer: of the prior's captions. codebook: what turns tokens into images. prior: what
+    `sample` draws from. reranker: has score(captions, images), or None.
+    """
+
+    def __init__(self, tokenizer, codebook: nn.Module, prior: nn.Module, reranker=None):
+        self.tokenizer, self.codebook, self.prior = tokenizer, codebook, prior
+        self.reranker = reranker
 
     @classmethod
     def load(
@@ -197,18 +225,11 @@ class Pipeline:
         dtype: of the prior's weights; bfloat16 halves the bytes that each token reads.
         Raises ValueError where another stage is, with the command that trains it.
         """
-        folder = Path(folder)
-        tokenizer = BPETokenizer.load(_find(folder, "tokenizer", "tokenizer.json"))
-        models = {}
-        for stage, kind in (("dvae", DiscreteVAE), ("dalle", DALLE), ("clip", CLIP)):
-            if stage == "clip" and not (folder / stage / "model.safetensors").exists():
-                continue
-            weights, config = load_model(_find(folder, stage, "model.safetensors").parent)
-            model = kind(getattr(config, stage))
-            model.load_state_dict(weights)
-            models[stage] = model.to(device).eval()
-        models["dalle"].to(dtype)
-        return cls(tokenizer, **models)
+        parts = [load(folder, stage, device) for stage in ("tokenizer", "dvae", "dalle")]
+        parts[2].to(dtype)
+        if (Path(folder) / "clip" / "model.safetensors").exists():
+            parts.append(load(folder, "clip", device))
+        return cls(*parts)
 
     def generate(
         self,
@@ -225,74 +246,55 @@ class Pipeline:
         progress: bool = True,
         compile: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Draw `candidates` pictures (n by default) and return the n that CLIP likes best.
+        """Sample `candidates` images (n by default) and return the n that the reranker likes best.
 
-        prompt: (p,) leading image tokens; other arguments as `sample`. Ctrl-C ends the drawing
+        prompt: (p,) leading image tokens; other arguments as `sample`. Ctrl-C ends the sampling
         and keeps the finished batches.
         Returns images (n, 3, H, W) float32 in [0, 1] and their scores (n,), best first: the
-        cosine of picture and caption, NaN without a clip. On the CPU, whatever the device.
-        Raises ValueError for an empty or over-long caption, or for candidates without a clip.
+        cosine of image and caption, NaN without a reranker. On the CPU, whatever the device.
+        Raises ValueError for an empty or over-long caption, or candidates without a reranker.
         """
-        _check(n, temperature, top_k, top_p, guidance)
+        check_options(n, temperature, top_k, top_p, guidance)
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
-        text, candidates = self._encode(caption), candidates or n
-        if candidates < n or (candidates > n and self.clip is None):
+        text, candidates = self.encode(caption), candidates or n
+        if candidates < n or (candidates > n and self.reranker is None):
             why = "a trained clip is needed to choose" if candidates > n else "fewer than n"
-            raise ValueError(f"{candidates} candidates for n={n} pictures: {why}")
+            raise ValueError(f"{candidates} candidates for n={n} images: {why}")
         options = dict(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
         options |= dict(prompt=prompt, generator=generator, compile=compile)
         images: list[Tensor] = []
-        bar = tqdm(total=candidates, desc="pictures", disable=None if progress else True)
+        bar = tqdm(total=candidates, desc="images", disable=None if progress else True)
         try:
             with bar:
                 for start in range(0, candidates, batch_size):
-                    tokens = sample(
-                        self.dalle, text, min(batch_size, candidates - start), **options
-                    )
-                    images.append(self._decode(tokens))
-                    bar.update(len(tokens))
+                    size = min(batch_size, candidates - start)
+                    images.append(self.decode(sample(self.prior, text, size, **options)))
+                    bar.update(size)
         except KeyboardInterrupt:
             if not images:
                 raise
         drawn = torch.cat(images)
-        scores = self.score(caption, drawn)
-        order = scores.argsort(descending=True, stable=True)[:n]
-        return drawn[order], scores[order]
+        scores = self.score([caption], drawn)
+        best = scores.argsort(descending=True, stable=True)[:n]
+        return drawn[best], scores[best]
 
-    @torch.no_grad()
-    def score(self, caption: str, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Return CLIP's cosine of a caption and each of images (n, 3, H, W): (n,), NaN without."""
-        if self.clip is None:
+    def score(self, captions: list[str], images: Tensor) -> Tensor:
+        """Score images (n, 3, H, W) against one or n captions: (n,), NaN without a reranker."""
+        if self.reranker is None:
             return torch.full((len(images),), float("nan"))
-        device = self.clip.logit_scale.device
-        text = pack_text(torch.tensor([self._encode(caption)]), self.clip.config)
-        towards = self.clip.encode_text(text.to(device))[0]  # (E,)
-        parts = [self.clip.encode_image(part.to(device)) for part in images.split(batch_size)]
-        return (torch.cat(parts) @ towards).cpu()
+        return self.reranker.score(captions, images)
 
     @torch.no_grad()
-    def _decode(self, tokens: Tensor) -> Tensor:
-        return self.dvae.decode(tokens).float().cpu()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Turn tokens (n, grid, grid) into images (n, 3, H, W) float32 in [0, 1] on the CPU."""
+        return self.codebook.decode(tokens).float().cpu()
 
-    def _encode(self, caption: str) -> list[int]:
-        ids, most = self.tokenizer.encode(caption), self.dalle.config.text_len - 1
+    def encode(self, caption: str) -> list[int]:
+        """Return the ids of a caption. Raises ValueError where it is empty or too long."""
+        ids, most = self.tokenizer.encode(caption), self.prior.caption_len
         if not ids:
             raise ValueError(f"the caption is empty: {caption!r}")
         if len(ids) > most:
             raise ValueError(f"the caption has {len(ids)} tokens, at most {most} fit: {caption!r}")
         return ids
-
-
-def _find(folder: Path, stage: str, name: str) -> Path:
-    path = folder / stage / name
-    if not path.is_file():
-        raise ValueError(
-            f"no trained {stage} in {folder} ({path} is missing): run "
-            f"`python -m minidalle {stage} --preset {folder.name}`"
-        )
-    return path
-
-
-def _home(generator: Generator | None) -> torch.device | str:
-    return generator.device if generator else "cpu"

@@ -1,11 +1,13 @@
-"""Figures: sheets of pictures, masks, curves. The only home of matplotlib.
+"""Figures: sheets of images, masks, curves. The only home of matplotlib.
 
-N pictures, H W pixels. Every function returns a Figure; in a notebook end the cell with
-`plt.show()`, in a program give the figure to `save`.
+N images, H W pixels. Every `show_…` returns a Figure; in a notebook end the cell with `plt.show()`,
+in a program give the figure to `save`. Captions are shown as they are: a `$` in one is no maths.
 """
 
+import base64
 import textwrap
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,11 +15,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from minidalle.checkpoint import write_atomically
+from minidalle.files import write_atomically
 
 DPI = 80
 # Okabe and Ito's colours: told apart by colour-blind readers too (jfly.uni-koeln.de/color).
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
+literal = plt.rc_context({"text.parse_math": False})  # decorates what shows captions
 
 
 def save(figure: Figure, path: str | Path) -> Path:
@@ -28,8 +31,32 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
+def data_uri(what: Tensor | Figure) -> str:
+    """Turn an image (3, H, W), uint8 or in [0, 1], or a figure into the text of its PNG in a page.
+
+    A figure is drawn at twice its resolution, sharp on fine screens, and closed.
+    Raises ValueError for a tensor of another shape.
+    """
+    png = BytesIO()
+    if isinstance(what, Figure):
+        what.savefig(png, format="png", dpi=2 * what.dpi)
+        plt.close(what)
+    elif what.ndim == 3 and what.shape[0] == 3:
+        plt.imsave(png, _pixels(what), format="png")
+    else:
+        raise ValueError(f"an image must be (3, H, W), got {tuple(what.shape)}")
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
+
+
+def _pixels(image: Tensor):
+    """(3, H, W), uint8 or in [0, 1] -> a numpy array (H, W, 3) uint8."""
+    if image.is_floating_point():
+        image = (image.detach().clamp(0, 1) * 255).round().byte()
+    return image.permute(1, 2, 0).contiguous().cpu().numpy()
+
+
 def tile(images: Tensor, columns: int, gap: int = 2) -> Tensor:
-    """Lay pictures (N, 3, H, W) out row by row on white -> (rows * (H + gap), …, 3) in [0, 1]."""
+    """Lay images (N, 3, H, W) out row by row on white -> (rows * (H + gap), …, 3) in [0, 1]."""
     n, _, height, width = images.shape
     rows = -(-n // columns)
     sheet = torch.ones(rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
@@ -39,47 +66,46 @@ def tile(images: Tensor, columns: int, gap: int = 2) -> Tensor:
     return sheet
 
 
+@literal
 def show_images(images: Tensor, columns: int = 8, title: str = "", side: float = 0.9) -> Figure:
-    """Show pictures (N, 3, H, W) in [0, 1] in rows of `columns`, each `side` inches wide."""
+    """Show images (N, 3, H, W) in [0, 1] in rows of `columns`, each `side` inches wide."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(
-        figsize=(columns * side, rows * side + 0.35 * bool(title)), dpi=DPI, layout="constrained"
-    )
-    axes.imshow(tile(images, columns).numpy(), interpolation="nearest")
-    axes.axis("off")
-    if title:
-        axes.set_title(title, fontsize=10)
+    size = (columns * side, rows * side + 0.35 * bool(title))
+    figure, axis = plt.subplots(figsize=size, dpi=DPI, layout="constrained")
+    axis.imshow(tile(images, columns).numpy(), interpolation="nearest")
+    axis.axis("off")
+    axis.set_title(title, fontsize=10)
     return figure
 
 
+@literal
 def show_pairs(
     first: Tensor, second: Tensor, columns: int = 8, labels=("true", "rebuilt")
 ) -> Figure:
-    """Show each picture of `first` (N, 3, H, W) above its partner in `second`."""
+    """Show each image of `first` (N, 3, H, W) above its partner in `second`."""
+    rows = -(-len(first) // columns)
     figure, axes = plt.subplots(
-        2 * -(-len(first) // columns), 1, dpi=DPI, layout="constrained", squeeze=False,
-        figsize=(columns * 0.9 + 1.3, 1.9 * -(-len(first) // columns)),
-    )  # fmt: skip
-    for i in range(0, len(first), columns):
-        for j, images in enumerate((first, second)):
-            axis = axes[2 * (i // columns) + j, 0]
-            axis.imshow(tile(images[i : i + columns], columns).numpy(), interpolation="nearest")
-            axis.set_ylabel(labels[j], rotation=0, ha="right", va="center", labelpad=6)
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
+        2 * rows, 1, figsize=(columns * 0.9 + 1.3, 1.9 * rows), dpi=DPI, layout="constrained"
+    )
+    for i, axis in enumerate(axes):
+        images = (first, second)[i % 2][columns * (i // 2) :][:columns]
+        _show(axis, tile(images, columns).numpy())
+        axis.set_ylabel(labels[i % 2], rotation=0, ha="right", va="center", labelpad=6)
+        axis.spines[:].set_visible(False)
     return figure
 
 
+@literal
 def sample_sheet(
     captions: Sequence[str],
     columns: Sequence[tuple[str, Tensor]],
     notes: Sequence[Sequence[str]],
     title: str = "",
 ) -> Figure:
-    """One row a caption: the caption, then one picture per column with a note under it.
+    """One row a caption: the caption, then one image per column with a note under it.
 
-    columns: (heading, pictures (N, 3, H, W)) each; notes[row][column] may be empty.
+    columns: (heading, images (N, 3, H, W)) each; notes[row][column] may be empty.
     """
     n_rows, n_columns = len(captions), len(columns)
     figure, axes = plt.subplots(
@@ -88,23 +114,20 @@ def sample_sheet(
         gridspec_kw={"width_ratios": [2.6] + [1] * n_columns},
     )  # fmt: skip
     for row, caption in enumerate(captions):
-        axes[row, 0].text(1, 0.5, caption, ha="right", va="center", fontsize=9, wrap=True)
+        axes[row, 0].text(1, 0.5, wrap(caption, 32, 5), ha="right", va="center", fontsize=9)
         axes[row, 0].axis("off")
         for column, (heading, images) in enumerate(columns):
             axis = axes[row, column + 1]
-            image = images[row].detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
-            axis.imshow(image, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
+            _show(axis, _pixels(images[row]))
             axis.set_xlabel(notes[row][column], fontsize=8, labelpad=2)
-            if row == 0:
-                axis.set_title(heading, fontsize=9)
-    if title:
-        figure.suptitle(title, fontsize=11)
+            axis.set_title(heading if row == 0 else "", fontsize=9)
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
+@literal
 def show_captioned(images: Tensor, captions: Sequence[str], columns: int = 6) -> Figure:
-    """Show pictures (N, 3, H, W), each above its caption."""
+    """Show images (N, 3, H, W), each above its caption."""
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(1.9 * columns, 1.95 * rows), dpi=DPI, squeeze=False
@@ -113,10 +136,21 @@ def show_captioned(images: Tensor, captions: Sequence[str], columns: int = 6) ->
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):
-        axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axis.set_xlabel("\n".join(textwrap.wrap(caption, 26)[:3]), fontsize=8, labelpad=4)
+        _show(axis, _pixels(image))
+        axis.set_xlabel(wrap(caption, 26, 3), fontsize=8, labelpad=4)
     figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.09, hspace=0.45, wspace=0.08)
     return figure
+
+
+def wrap(caption: str, width: int, most: int) -> str:
+    """Break a caption into at most `most` lines; matplotlib's own wrapping would read `$`."""
+    lines = [line for part in caption.split("\n") for line in textwrap.wrap(part, width)]
+    return "\n".join(lines[:most]) + " …" * (len(lines) > most)
+
+
+def _show(axis, pixels) -> None:
+    axis.imshow(pixels, interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
 
 
 def show_masks(masks: Mapping[str, Tensor], text_len: int = 0, side: float = 2.6) -> Figure:
@@ -148,27 +182,28 @@ def show_curves(
 ) -> Figure:
     """Draw a line for each (xs, ys), told apart by colour and by dashes.
 
-    log: which axes are logarithmic, '', 'x', 'y' or 'xy'.
+    log: which axes are logarithmic, '', 'x', 'y' or 'xy'. Only their ticks are set as maths.
     """
     figure, axis = plt.subplots(figsize=(5.2, 2.9), dpi=DPI, layout="constrained")
     for i, (name, (xs, ys)) in enumerate(curves.items()):
-        axis.plot(xs, ys, color=COLOURS[i], linestyle=("-", "--", "-.", ":")[i % 4], label=name)
-    axis.set(xlabel=x, ylabel=y, title=title)
-    if "x" in log:
-        axis.set_xscale("log")
-    if "y" in log:
-        axis.set_yscale("log")
+        style = dict(color=COLOURS[i % 8], linestyle=("-", "--", "-.", ":")[i % 4])
+        axis.plot(xs, ys, label=name, **style)
+    axis.set_xlabel(x, parse_math=False)
+    axis.set_ylabel(y, parse_math=False)
+    axis.set_title(title, parse_math=False)
+    axis.set(xscale="log" if "x" in log else "linear", yscale="log" if "y" in log else "linear")
     axis.grid(alpha=0.3)
     if len(curves) > 1:
-        axis.legend(fontsize=9, frameon=False)
+        for text in axis.legend(fontsize=9, frameon=False).get_texts():
+            text.set_parse_math(False)
     return figure
 
 
 def show_tokens(image: Tensor, tokens: Tensor) -> Figure:
-    """Show a picture (3, H, W) under its token grid, and the ids (h, w) beside it."""
+    """Show an image (3, H, W) under its token grid, and the ids (h, w) beside it."""
     h, w = tokens.shape
     figure, axes = plt.subplots(1, 2, figsize=(6, 3), dpi=DPI, layout="constrained")
-    axes[0].imshow(image.permute(1, 2, 0).numpy(), extent=(0, w, h, 0), interpolation="nearest")
+    axes[0].imshow(_pixels(image), extent=(0, w, h, 0), interpolation="nearest")
     axes[1].set(xlim=(0, w), ylim=(h, 0), aspect="equal")
     for row in range(h):
         for column in range(w):

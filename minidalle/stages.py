@@ -7,6 +7,7 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.
 
 import dataclasses
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +17,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minidalle import data, plot
-from minidalle.attention import masks_are_constants
-from minidalle.checkpoint import config_from_json, config_to_json, load_model, write_atomically
-from minidalle.clip import CLIP, ResidualAttentionBlock
-from minidalle.config import PRESETS, Config
+from minidalle.clip import CLIP
+from minidalle.config import Config, from_json, to_json
 from minidalle.dalle import DALLE
-from minidalle.dvae import DiscreteVAE, Encoder, spread_codes
+from minidalle.dvae import DiscreteVAE, map_pixels
+from minidalle.files import write_text
 from minidalle.generate import sample
+from minidalle.models import NEEDS, build, check_made_from, digests, load, product
 from minidalle.tokenizer import BPETokenizer
-from minidalle.train import SECTIONS, fit, split_batch
-from minidalle.transformer import Block
+from minidalle.train import FREE, SECTIONS, fit, split_batch
+from minidalle.training.checkpoints import differences
+from minidalle.training.spread import spread_codes
+from minidalle.training.team import Alone
 
-MODELS = {"dvae": DiscreteVAE, "dalle": DALLE, "clip": CLIP}
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 N_TEST = 256  # pictures in a test batch of the dVAE
 TEST_PIXELS = 2**20  # in such a batch at most; 365 MiB for each 256 x 256 at the paper's size
@@ -44,27 +46,32 @@ def use_half_the_cores() -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
 
 
-class MissingStage(ValueError):
-    """A stage needs the product of an earlier one; the message names the command to run."""
-
-
-def product(stage: str) -> str:
-    """The file that a finished stage leaves in its folder."""
-    return "tokenizer.json" if stage == "tokenizer" else "model.safetensors"
-
-
 def finished(run: Path, stage: str, config: Config) -> bool:
-    """Is the stage trained already, with this configuration?
+    """Is the stage trained already, with this configuration and from the present earlier stages?
 
-    Raises ValueError naming the fields in which the finished stage's configuration differs.
+    What may change between the parts of a run may differ, but for its length.
+    Raises ValueError naming the fields in which the finished stage's configuration differs, or
+    MissingStage where it is stale.
     """
-    folder = Path(run) / stage
-    if not (folder / product(stage)).is_file() or not (folder / "config.json").is_file():
+    if not (Path(run) / stage / product(stage)).is_file():
         return False
-    old = config_from_json((folder / "config.json").read_text(encoding="utf-8"))
     sections = ("data", "tokenizer") if stage == "tokenizer" else SECTIONS[f"train_{stage}"]
-    sections += ("seed",) if stage == "tokenizer" else (f"train_{stage}", "seed")
-    changed = [text for name in sections for text in _changes(name, old, config)]
+    own = () if stage == "tokenizer" else (f"train_{stage}",)
+    if not _compare(run, stage, config, (*sections, *own, "seed")):
+        return False
+    check_made_from(run, stage)
+    return True
+
+
+def _compare(run: Path, stage: str, config: Config, sections: tuple[str, ...]) -> bool:
+    """Say whether a finished stage's configuration is known; ValueError where it differs."""
+    folder = Path(run) / stage
+    if not (folder / "config.json").is_file():
+        return False
+    old = dataclasses.asdict(from_json((folder / "config.json").read_text(encoding="utf-8")))
+    old, new = ({name: c[name] for name in sections} for c in (old, dataclasses.asdict(config)))
+    free = FREE - {"steps"}
+    changed = [d for d in differences(old, new) if d.split()[0].split(".")[-1] not in free]
     if changed:
         raise ValueError(
             f"{folder} holds a finished {stage} of another configuration: {'; '.join(changed)}. "
@@ -73,43 +80,13 @@ def finished(run: Path, stage: str, config: Config) -> bool:
     return True
 
 
-def _changes(section: str, old: Config, new: Config) -> list[str]:
-    a, b = getattr(old, section), getattr(new, section)
-    if not dataclasses.is_dataclass(a):
-        return [] if a == b else [f"{section} was {a}, is now {b}"]
-    pairs = [(f.name, getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a)]
-    return [f"{section}.{name} was {x}, is now {y}" for name, x, y in pairs if x != y]
-
-
-def load_stage(run: Path, stage: str, device: str | torch.device = "cpu"):
-    """Load the product of a finished stage: a BPETokenizer or a model in evaluation mode.
-
-    Raises MissingStage, with the command to run, where it is not there.
-    """
-    folder = Path(run) / stage
-    if not (folder / product(stage)).is_file():
-        name = Path(run).name
-        where = f"--preset {name}" if name in PRESETS else f"--run {run}"
-        raise MissingStage(
-            f"no {stage} in {run}: train it first with `python -m minidalle {stage} {where}`"
-        )
-    if stage == "tokenizer":
-        return BPETokenizer.load(folder / product(stage))
-    state, config = load_model(folder)
-    model = MODELS[stage](getattr(config, stage))
-    model.load_state_dict(state)
-    return model.to(device).eval()
-
-
 def train_tokenizer(config: Config, run: Path) -> BPETokenizer:
     """Learn byte-pair merges from the training captions -> run/tokenizer/tokenizer.json."""
     captions = data.captions(data.load(config, "train"))
     bar = tqdm(captions, desc="tokenizer", unit=" captions", disable=None)
     tokenizer = BPETokenizer.train(bar, config.tokenizer.vocab_size)
     folder = Path(run) / "tokenizer"
-    folder.mkdir(parents=True, exist_ok=True)
-    text = config_to_json(config)
-    write_atomically(folder / "config.json", lambda p: p.write_text(text, encoding="utf-8"))
+    write_text(folder / "config.json", to_json(config))
     tokenizer.save(folder / product("tokenizer"))
     return tokenizer
 
@@ -121,93 +98,72 @@ def train_stage(
     device: str = "cpu",
     fresh: bool = False,
     tensorboard: bool = False,
-    *,
-    model: nn.Module | None = None,
-    rank: int = 0,
-    world: int = 1,
-    share: Callable = lambda *callbacks: callbacks,
-    **scale,
+    team: Alone | None = None,
 ) -> dict[str, float]:
     """Train 'dvae', 'dalle' or 'clip' into run/<stage>, going on where an earlier call stopped.
 
-    The keyword arguments are for minidalle.scale: a model that is built already, the rows
-    rank::world of each batch for this process, share(evaluate, sheet), which returns what this
-    process does for the two, and more arguments for `fit`.
+    team: the processes of the run, by default one.
     Returns the last metrics. Raises MissingStage where an earlier stage is not trained.
     """
-    run = Path(run)
-    needs = {"dvae": (), "dalle": ("tokenizer", "dvae"), "clip": ("tokenizer",)}[stage]
-    loaded = {name: load_stage(run, name, device) for name in needs}
+    run, team = Path(run), team or Alone()
+    # What earlier stages made.
+    loaded = {name: load(run, name, device) for name in NEEDS[stage]}
+    for name in loaded:
+        _compare(run, name, config, ("data", name))
     if stage == "dalle":
-        _check_dvae(config, loaded["dvae"])
+        _check_codes(config, **loaded)
+    training = getattr(config, f"train_{stage}")
+    if training.warmup >= training.steps or 0 < training.lr_steps <= training.warmup:
+        warnings.warn(f"train_{stage}.warmup={training.warmup} takes the whole schedule")
+
+    # Batches to learn from, one to be tested on. The prior's test batch is divided like the rest.
     train_set, test_set = data.load(config, "train"), data.load(config, "test")
     options = dict(loaded, seed=config.seed, cache=run / "cache" if stage == "dalle" else None)
-    batches = data.batches(train_set, config, stage, **options, rank=rank, world=world)
-    shared = dict(rank=rank, world=world) if stage == "dalle" else {}
-    tests = data.batches(test_set, config, stage, **options, **shared)
-    evaluate, sheet = share(*CALLBACKS[stage](config, test_set, next(tests(0)), **loaded))
-    options = dict(
-        run_config=config, evaluate=evaluate, sheet=sheet, seed=config.seed, device=device,
-        resume=not fresh, tensorboard=tensorboard,
+    part = dict(rank=team.rank, world=team.world)
+    batches = data.batches(train_set, config, stage, **options, **part)
+    tests = data.batches(test_set, config, stage, **options, **(part if stage == "dalle" else {}))
+    callbacks = CALLBACKS[stage](config, test_set, next(tests(0)), team, **loaded)
+    evaluate, sheet = team.callbacks(*callbacks)
+
+    # The model, its first codes spread over the data where the configuration says so.
+    model = team.model or build(config, stage)
+    if stage == "dvae" and config.dvae.spread_codes and team.model is None:
+        some = torch.stack([train_set[i][0] for i in range(min(N_SPREAD, len(train_set)))])
+        generator = torch.Generator().manual_seed(config.seed)
+        spread_codes(model, map_pixels(some.float() / 255), generator)
+    return fit(
+        model, batches, training, run / stage, run_config=config,
+        evaluate=evaluate, sheet=sheet, seed=config.seed, device=device, resume=not fresh,
+        tensorboard=tensorboard, made_from=digests(run, stage), team=team,
     )  # fmt: skip
-    if model is None:
-        model = build(config, stage)
-        if stage == "dvae" and config.dvae.spread_codes:
-            some = torch.stack([train_set[i][0] for i in range(min(N_SPREAD, len(train_set)))])
-            generator = torch.Generator().manual_seed(config.seed)
-            spread_codes(model, some.float() / 255, generator)
-    return fit(model, batches, getattr(config, f"train_{stage}"), run / stage, **options | scale)
 
 
-def build(config: Config, stage: str) -> nn.Module:
-    """Make the untrained model of a stage; its weights depend on config.seed alone."""
-    torch.manual_seed(config.seed)
-    if stage == "dalle":
-        model = DALLE(config.dalle, seed=config.seed)
-    else:
-        model = MODELS[stage](getattr(config, stage))
-    if stage == "dvae":
-        model = model.to(memory_format=torch.channels_last)
-    if getattr(config, f"train_{stage}").compile:
-        fuse(model)
-    return model
-
-
-def fuse(model: nn.Module) -> None:
-    """Let torch.compile fuse each block of a model into few kernels, in place; names stay.
-
-    Blocks alike share one compilation. Call it before a model is sharded.
-    """
-    from minidalle.flex import allow_kernels  # imports half of torch.compile
-
-    allow_kernels()
-    masks_are_constants()
-    for part in model.modules():
-        if isinstance(part, (Block, ResidualAttentionBlock, Encoder)):
-            part.compile(dynamic=False)
-    if isinstance(model, DiscreteVAE):  # its decoder is entered behind the first convolution
-        model.decode_vectors = torch.compile(model.decode_vectors, dynamic=False)
-
-
-def _check_dvae(config: Config, dvae: DiscreteVAE) -> None:
-    found, wanted = dvae.config, config.dalle
-    if (found.grid, found.vocab_size) != (wanted.grid, wanted.image_vocab):
-        raise ValueError(
-            f"the trained dvae gives a grid of {found.grid} with {found.vocab_size} codes, but "
-            f"dalle.grid={wanted.grid} and dalle.image_vocab={wanted.image_vocab}"
-        )
+def _check_codes(config: Config, tokenizer: BPETokenizer, dvae: DiscreteVAE) -> None:
+    """Raise ValueError where the trained tokenizer or dVAE does not fit the prior."""
+    c = config.dalle
+    for name, found, wanted in (
+        (
+            "the tokenizer's vocabulary must be at most dalle.text_vocab",
+            tokenizer.vocab_size,
+            c.text_vocab,
+        ),
+        ("the dvae's codes must be dalle.image_vocab", dvae.config.vocab_size, c.image_vocab),
+        ("the dvae's grid must be dalle.grid", dvae.config.grid, c.grid),
+    ):
+        if found != wanted and ("at most" not in name or found > wanted):
+            raise ValueError(f"{name}: {found}, not {wanted}")
 
 
 Callbacks = tuple[Callable[[nn.Module, int], dict[str, float]], Callable[[nn.Module, Path], None]]
 
 
-def _dvae_callbacks(config: Config, test_set, batch: dict[str, Tensor]) -> Callbacks:
+def _dvae_callbacks(config: Config, test_set, batch: dict[str, Tensor], team) -> Callbacks:
     images = _test_images(test_set)
 
     def evaluate(model: DiscreteVAE, step: int) -> dict[str, float]:
         device = next(model.parameters()).device
         found = model.evaluate(images.to(device), step, torch.Generator(device).manual_seed(0))
-        return {"bound": -found["elbo_true"], **found}
+        return {"bound": -found["elbo"], **found}
 
     def sheet(model: DiscreteVAE, path: Path) -> None:
         some = images[:N_SHEET].to(next(model.parameters()).device)
@@ -216,13 +172,13 @@ def _dvae_callbacks(config: Config, test_set, batch: dict[str, Tensor]) -> Callb
     return evaluate, sheet
 
 
-def _dalle_callbacks(config: Config, test_set, batch, tokenizer, dvae) -> Callbacks:
+def _dalle_callbacks(config: Config, test_set, batch, team, tokenizer, dvae) -> Callbacks:
     captions = [test_set.caption(i) for i in range(min(N_SHEET // 2, len(test_set)))]
 
     def evaluate(model: DALLE, step: int) -> dict[str, float]:
         n, found = config.train_dalle.accumulate, Counter()
         for part in split_batch(batch, n, next(model.parameters()).device):
-            loss, metrics = model.loss(part, step)
+            loss, metrics = team.loss(model, part, step)
             for name, value in {"loss": loss, **metrics}.items():
                 found[name] += value / n
         return dict(found)
@@ -237,10 +193,10 @@ def _dalle_callbacks(config: Config, test_set, batch, tokenizer, dvae) -> Callba
     return evaluate, sheet
 
 
-def _clip_callbacks(config: Config, test_set, batch, tokenizer) -> Callbacks:
+def _clip_callbacks(config: Config, test_set, batch, team, tokenizer) -> Callbacks:
     def evaluate(model: CLIP, step: int) -> dict[str, float]:
         here = {k: v.to(next(model.parameters()).device) for k, v in batch.items()}
-        loss, metrics = model.loss(here, step)
+        loss, metrics = team.loss(model, here, step)
         return {"loss": loss, **metrics}
 
     return evaluate, None

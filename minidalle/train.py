@@ -10,23 +10,28 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from minidalle.checkpoint import Checkpoints
-from minidalle.config import Config, TrainConfig
-from minidalle.journal import Journal
-from minidalle.optim import Average, clip_gradients, learning_rate, make_optimizer
-from minidalle.run import Run, TrainingError
+from minidalle.config import Config, TrainConfig, learning_rate
 from minidalle.tokenizer import PAD
+from minidalle.training.log import Log
+from minidalle.training.run import (
+    Run,
+    Stopped,
+    StopSignals,
+    TrainingError,
+    global_generators,
+    memory_advice,
+)
+from minidalle.training.team import Alone
+
+__all__ = ["SECTIONS", "Stopped", "TrainingError", "autocast", "fit", "split_batch"]
 
 # The sections of a configuration on which the result of a stage depends.
 SECTIONS = {
@@ -42,10 +47,6 @@ FREE = {
 }  # fmt: skip
 
 
-class Stopped(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM stopped the run, after a save; the message says how to go on."""
-
-
 def fit(
     model: nn.Module,
     batches: Callable[[int], Iterator[dict[str, Tensor]]],
@@ -58,14 +59,9 @@ def fit(
     seed: int = 0,
     device: str | torch.device = "cpu",
     resume: bool = True,
-    max_bad: int = 10,
     tensorboard: bool = False,
-    optimizer: torch.optim.Optimizer | None = None,
-    average: Average | None = None,
-    clip: Callable[[list[Tensor], float], Tensor] = clip_gradients,
-    checkpoints: Checkpoints | None = None,
-    agree: Callable[[tuple[bool, bool]], tuple[bool, bool]] = tuple,
-    is_main: bool = True,
+    made_from: dict[str, str] | None = None,
+    team: Alone | None = None,
 ) -> dict[str, float]:
     """Train `model` for config.steps updates, logging and saving in `folder`.
 
@@ -73,44 +69,46 @@ def fit(
     returns metrics, of which the first decides which checkpoint is best (lower is better);
     sheet(model, path) draws samples into path, a .png. Both see the averaged weights.
     In the end `model` holds the averaged weights; with run_config they are also written to
-    `folder`/model.safetensors.
-    resume=False sets earlier checkpoints of the folder aside. max_bad non-finite updates in a row
-    end the run. The last six arguments are for minidalle.scale, which knows about processes:
-    agree((bad, stop)) says whether each holds in any of them.
+    `folder`/model.safetensors. resume=False sets earlier checkpoints of the folder aside.
+    made_from: digests of what earlier stages made; a run goes on only with the same.
+    team: the processes of the run, by default one.
     Returns the last metrics; those of `evaluate` begin with "test_".
     Raises TrainingError, Stopped, or ValueError where the folder holds a run of another
     configuration.
     """
-    folder = _check(folder, model, seed, device)
+    # What the run consists of: weights, optimiser, averaged weights, checkpoints, a log.
+    folder, team = _check(folder, model, seed, device), team or Alone()
     model.to(device).train()
-    optimizer = optimizer or make_optimizer(model, config)
-    average = average or Average(model, config.ema_decay, config.ema_every)
-    checkpoints = checkpoints or Checkpoints(folder / "checkpoints", config.keep)
     parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer, average = team.optimizer(model, config), team.average(model, config)
+    checkpoints = team.checkpoints(folder / "checkpoints", config)
+    identity = _identity(config, run_config, seed) | {"made_from": made_from or {}}
+    run = Run(folder, (model, optimizer, average), checkpoints, config, identity)
     generator = torch.Generator(device)
-    live, known = (model, optimizer, average), _identity(config, run_config, seed)
-    run = Run(folder, live, checkpoints, config, known)
 
-    journal = Journal(folder, is_main=is_main, tensorboard=tensorboard)
-    with journal, _stop_signals() as signals, _memory_advice(config), _globals(device) as others:
-        run.start(journal, resume)
+    log = Log(folder, is_main=team.is_main, tensorboard=tensorboard)
+    with log, StopSignals() as signals, memory_advice(config), global_generators(device) as others:
+        run.start(log, resume)
         for step, batch in zip(range(run.step, config.steps), batches(run.step), strict=False):
+            # The rate of this update.
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config)
 
+            # Loss and gradients, part by part; every part has random numbers of its own.
             metrics = Counter()
             for part, examples in enumerate(split_batch(batch, config.accumulate, device)):
                 for source in (generator, *others):
                     source.manual_seed(_mix(seed, step, part))
                 with autocast(config.precision, device):
-                    loss, found = model.loss(examples, step, generator)
+                    loss, found = team.loss(model, examples, step, generator)
                 (loss / config.accumulate).backward()
                 for name, value in {**found, "loss": loss}.items():
                     metrics[name] += torch.as_tensor(value).detach() / config.accumulate
 
-            norm = clip(parameters, config.clip_norm)
+            # One step of the optimiser, unless something is not finite.
+            norm = team.clip(parameters, config.clip_norm)
             bad = not math.isfinite(float(norm + metrics["loss"]))
-            bad, stop = agree((bad, signals.caught))
+            bad, stop = team.agree(bad, signals.caught)
             if not bad:
                 optimizer.step()
                 if hasattr(model, "after_update"):
@@ -118,7 +116,8 @@ def fit(
                 average.update(step)
             optimizer.zero_grad(set_to_none=True)
 
-            run.record({**metrics, "grad_norm": norm}, bad, max_bad)
+            # What is told and kept.
+            run.record({**metrics, "grad_norm": norm}, bad, team.max_bad)
             if run.due(config.eval_every):
                 run.evaluate(evaluate, sheet)
             run.save_if_due(stop)
@@ -203,59 +202,3 @@ def _has_fast_bfloat16(kind: str) -> bool:
         return kind == "cuda"
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-
-
-class _stop_signals:
-    """Notes Ctrl-C and SIGTERM, for the loop to stop between updates; a second Ctrl-C is not kept.
-
-    One that came too late for the loop is raised again at the end.
-    """
-
-    def __enter__(self):
-        self.number, self.old = None, {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.old[number] = signal.signal(number, self._note)
-        return self
-
-    @property
-    def caught(self) -> bool:
-        return self.number is not None
-
-    def _note(self, number, frame):
-        if self.caught and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.number = number
-
-    def __exit__(self, kind, *error):
-        for number, handler in self.old.items():
-            signal.signal(number, handler)
-        if self.caught and kind is None:
-            os.kill(os.getpid(), self.number)
-
-
-@contextmanager
-def _globals(device: str | torch.device):
-    """Yield torch's own generators, which nn.Dropout draws from, and restore them afterwards."""
-    device = torch.device(device)
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        torch.cuda.init()
-        generators.append(torch.cuda.default_generators[device.index or 0])
-    states = [g.get_state() for g in generators]
-    yield generators
-    for generator, state in zip(generators, states, strict=True):
-        generator.set_state(state)
-
-
-@contextmanager
-def _memory_advice(config: TrainConfig):
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        size = config.batch_size // config.accumulate
-        raise TrainingError(
-            f"out of GPU memory with batch_size={config.batch_size}, accumulate={config.accumulate}"
-            f" ({size} examples at once). Lower batch_size or raise accumulate; "
-            f"`python -m minidalle plan` shows what fits"
-        ) from error

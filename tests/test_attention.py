@@ -5,17 +5,18 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from minidalle import attention, gathered
 from minidalle.attention import (
     KINDS,
     attend,
     causal_mask,
     column_mask,
     conv_mask,
+    gathered,
     layer_mask,
     pick_method,
     row_mask,
 )
+from minidalle.attention.dense import dense_mask
 
 # Figure 11 of the paper: 6 text states, a grid of 4 x 4 image states, a kernel of 3.
 FIGURE_ROW = """
@@ -193,7 +194,7 @@ def test_gradients_reach_what_the_mask_shows_and_nothing_else(kind, method):
 
 
 @pytest.mark.parametrize(
-    "make, dtype", [(attention._dense_mask, ()), (gathered._window_mask, (torch.float32,))]
+    "make, dtype", [(dense_mask, ()), (gathered._window_mask, (torch.float32,))]
 )
 def test_masks_made_while_sampling_also_serve_training(make, dtype):
     with torch.inference_mode():

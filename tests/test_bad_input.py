@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from minidalle.__main__ import main
-from minidalle.config import get_config
+from minidalle.config import get_config, to_json
+from minidalle.files import save_model
 
 SIZES = [
     "data.n_train=40", "data.n_test=8", "train_dvae.batch_size=16", "dvae.vocab_size=256",
@@ -136,7 +137,7 @@ attend(qkv, qkv, qkv, 'diagonal', 4, 2, 1)
     "dvae": """
 dvae.logits(images[0])
 dvae.logits(images[:, :1])
-dvae.logits(images[:, :, :16])
+dvae.logits(images[:, :, :15])
 dvae.logits((images * 255).byte())
 dvae.logits(images.long())
 dvae.tokens(images[0])
@@ -248,15 +249,15 @@ batches(train_set, config, 'dvae', rank=-1)
 batches(train_set, config, 'dvae', world=10**6)
 """,
     "training": """
-load_model(missing)
-load_model(folder)
-load_model(binary_file)
-config_from_json('')
-config_from_json('{}')
-config_from_json('null')
-config_from_json('{"preset": "toy"}')
-save_model(binary_file, {}, config)
-save_model(binary_file / 'x', {}, config)
+read_model(missing)
+read_model(folder)
+read_model(binary_file)
+from_json('')
+from_json('{}')
+from_json('null')
+from_json('{"preset": "toy"}')
+save_model(binary_file, {}, '{}')
+save_model(binary_file / 'x', {}, '{}')
 fit(dvae, forever, config.train_dvae, binary_file)
 fit(dvae, forever, config.train_dvae, binary_file / 'x')
 fit(dvae, forever, config.train_dvae, folder / 'a', device='gpu')
@@ -275,24 +276,24 @@ fit(torch.nn.Identity(), forever, config.train_dvae, folder / 'i')
 def world(tmp_path_factory):
     """Small models with random weights, odd files, and the functions the tables call."""
     import minidalle.attention
-    import minidalle.checkpoint
     import minidalle.clip
-    import minidalle.clip_tokenizer
     import minidalle.data
+    import minidalle.data.shapes
     import minidalle.dvae
+    import minidalle.evaluation.judge
+    import minidalle.evaluation.metrics
     import minidalle.generate
-    import minidalle.judge
-    import minidalle.metrics
-    import minidalle.shapes
+    import minidalle.published.clip_tokenizer
     import minidalle.tokenizer
     import minidalle.train
+    import minidalle.training.checkpoints
     import minidalle.transformer
 
     names = {"nan": float("nan"), "inf": float("inf"), "torch": torch}
     for module in (name for name in sys.modules if name.startswith("minidalle.")):
         found = vars(sys.modules[module])
         names |= {k: v for k, v in found.items() if not k.startswith("_")}
-    names["shapes"] = minidalle.shapes
+    names["shapes"], names["load"] = minidalle.data.shapes, minidalle.data.load
     root = tmp_path_factory.mktemp("world")
     names["folder"], names["missing"] = root / "folder", root / "missing"
     names["folder"].mkdir()
@@ -319,6 +320,7 @@ def _models(config):
     train_set = load(config, "train")
     tokenizer = BPETokenizer.train([train_set[i][1] for i in range(40)], 300)
     dvae, dalle, clip = DiscreteVAE(config.dvae), DALLE(config.dalle), CLIP(config.clip)
+    clip.tokenizer = tokenizer
     text = tokenizer.encode_batch(["a red circle", "two"], 31)
     image = torch.randint(256, (2, 64), generator=torch.Generator().manual_seed(0))
 
@@ -449,7 +451,7 @@ def run_folder(world, tmp_path_factory):
     """A folder with all four stages, as training leaves it."""
     folder = tmp_path_factory.mktemp("run")
     for stage in ("dvae", "dalle", "clip"):
-        world["save_model"](folder / stage, world[stage].state_dict(), world["config"])
+        save_model(folder / stage, world[stage].state_dict(), to_json(world["config"]))
     (folder / "tokenizer").mkdir()
     world["tokenizer"].save(folder / "tokenizer" / "tokenizer.json")
     return folder

@@ -78,7 +78,7 @@ def test_a_finished_stage_is_not_overwritten_by_another_configuration(run, capsy
         (["paint"], "invalid choice: 'paint'"),
         ([], "required: VERB"),
         (["dvae", "--preset", "huge"], "unknown preset 'huge'; choose from toy"),
-        (["dvae", "dvae.width=3"], "unknown field in 'dvae.width=3'"),
+        (["dvae", "dvae.width=3"], "dvae has no 'width'"),
         (["dvae", "dvae.n_hid=wide"], "'wide' is not a valid int"),
         (["dvae", "--threads", "0"], "--threads must be at least 1, got 0"),
         (["dvae", "--seed", "-1"], "--seed must not be negative"),
@@ -87,7 +87,7 @@ def test_a_finished_stage_is_not_overwritten_by_another_configuration(run, capsy
         (["generate", "a cat", "--run", "nowhere"], "no trained tokenizer in nowhere"),
         (["generate", "a cat", "--preset", "cifar"], "no trained run in runs/cifar"),
         (["generate", "a cat", "--out", "cat.gif"], "must end in .png"),
-        (["dalle", "--run", "nowhere"], "no tokenizer in nowhere: train it first"),
+        (["dalle", "--run", "nowhere"], "no trained tokenizer in nowhere: train it first"),
         (["demo", "--preset", "cifar"], "the demo draws the toy world"),
     ],
 )
@@ -98,7 +98,7 @@ def test_a_mistake_is_one_line_and_exit_status_2(argv, message, tmp_path, monkey
 
 @pytest.mark.parametrize(
     "caption, n, message",
-    [("", "1", "empty"), ("  \n ", "1", "empty"), ("a cat", "0", "must be positive, got 0")],
+    [("", "1", "empty"), ("  \n ", "1", "empty"), ("a cat", "0", "must be 1 or more, got 0")],
 )
 def test_a_wrong_caption_or_number_is_named(run, tmp_path, caption, n, message, capsys):
     argv = ["generate", caption, "-n", n, "--run", str(run), "--out", str(tmp_path / "x.png")]
@@ -162,7 +162,7 @@ def test_importing_the_package_does_nothing_heavy():
 
 
 def test_no_command_pays_for_torch_compile_unasked():
-    code = "import sys, minidalle.demo; assert 'torch._dynamo' not in sys.modules"  # half a second
+    code = "import sys, minidalle.evaluation.demo; assert 'torch._dynamo' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
 
 

@@ -21,10 +21,10 @@ from minidalle.dvae import (
     kl_to_uniform,
     logit_laplace_nll,
     map_pixels,
-    spread_codes,
     unmap_pixels,
 )
-from minidalle.openai_dvae import convert, read_state
+from minidalle.published.openai_dvae import convert, read_state
+from minidalle.training.spread import spread_codes
 
 TINY = replace(get_config("toy").dvae, n_hid=16, vocab_size=32, n_init=8)
 
@@ -176,7 +176,7 @@ def test_codebook_use_counts_codes_and_their_entropy():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda m: m.tokens(torch.rand(1, 3, 16, 16)), r"must be \(B, 3, 32, 32\)"),
+        (lambda m: m.tokens(torch.rand(1, 3, 30, 32)), r"must be \(B, 3, H, W\) of multiples"),
         (lambda m: m.tokens(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)), "divide by 255"),
         (lambda m: m.decode(torch.rand(1, 8, 8)), "must be integers"),
         (lambda m: m.decode(torch.full((1, 8, 8), 32)), r"in \[0, 32\), got 32 to 32"),
@@ -260,7 +260,7 @@ def test_spread_codes_name_each_chosen_cell_by_its_own_code():
     model = tiny(vocab_size=16)
     images = torch.rand(8, 3, 32, 32)
     assert codebook_use(model.tokens(images), 16)["codes_used"] < 16
-    spread_codes(model, images, torch.Generator().manual_seed(0))
+    spread_codes(model, map_pixels(images), torch.Generator().manual_seed(0))
     assert codebook_use(model.tokens(images), 16)["codes_used"] == 16
     # A token is the nearest centre: recompute by distances, from the weights that were set.
     conv = model.encoder.blocks.output.conv
@@ -269,3 +269,27 @@ def test_spread_codes_name_each_chosen_cell_by_its_own_code():
     centres = conv.w[:, :, 0, 0] / scale[:, None] / 2
     nearest = torch.cdist(features.flatten(0, 2), centres).argmin(1).view(8, 8, 8)
     assert (nearest == model.tokens(images)).float().mean() > 0.999
+
+
+def test_it_reads_and_draws_images_of_any_multiple_of_its_pools():
+    model = DiscreteVAE(replace(get_config("toy").dvae, n_hid=8, n_init=8)).eval()
+    tokens = model.tokens(torch.rand(2, 3, 24, 40))
+    assert tokens.shape == (2, 6, 10) and model.decode(tokens).shape == (2, 3, 24, 40)
+    with pytest.raises(ValueError, match=r"multiples of 4, got .*30"):
+        model.tokens(torch.rand(2, 3, 32, 30))
+
+
+def test_the_bound_of_sampled_codes_is_below_the_exact_likelihood():
+    """Two codes, one cell: ln p(x) = ln (p(x | 0) + p(x | 1)) / 2 is at hand."""
+    model = DiscreteVAE(replace(get_config("toy").dvae, vocab_size=2, n_hid=8, n_init=8)).eval()
+    images, generator = torch.rand(1, 3, 4, 4), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        model.encoder.blocks.output.conv.w.mul_(0.1)  # q is far from certain
+        found = [model.evaluate(images, 10**6, generator)["elbo"] for _ in range(400)]
+        x, exact = map_pixels(images), []
+        for code in (0, 1):
+            vectors = model.code_vectors(torch.full((1, 1, 1), code))
+            mu, log_b = model.decode_vectors(vectors)
+            exact.append(-logit_laplace_nll(x, mu, log_b).sum() - math.log(2))
+    bound, limit = 48 * sum(found) / len(found), torch.stack(exact).logsumexp(0).item()
+    assert bound <= limit + 0.05

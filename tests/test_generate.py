@@ -11,14 +11,13 @@ from torch.utils._pytree import tree_leaves
 from minidalle import cache as cache_module
 from minidalle import generate as generate_module
 from minidalle.attention import layer_mask
-from minidalle.cache import Decoder, Graph, LayerCache
-from minidalle.checkpoint import save_model
+from minidalle.cache import Graph, LayerCache
 from minidalle.clip import CLIP, pack_text
-from minidalle.config import DALLEConfig, get_config
+from minidalle.config import DALLEConfig, get_config, to_json
 from minidalle.dalle import DALLE
 from minidalle.dvae import DiscreteVAE
-from minidalle.generate import Pipeline, complete_text, sample
-from minidalle.logits import draw, guide, restrict
+from minidalle.files import save_model
+from minidalle.generate import Pipeline, complete_text, draw, guide, restrict, sample
 from minidalle.tokenizer import PAD, BPETokenizer
 
 SMALL = DALLEConfig(
@@ -58,7 +57,7 @@ def test_cached_logits_equal_uncached_ones_at_every_step(kernel, n_layers, start
     model = make(kernel=kernel, n_layers=n_layers)
     text, image = captions([1, 2, 3], []), torch.randint(12, (6, 16))  # 3 pictures a caption
     _, want = model(text.repeat_interleave(3, 0), image)
-    decoder = Decoder(model, text, 3, image.view(2, 3, 16)[:, :, :start])
+    decoder = model.decoder(text, 3, image.view(2, 3, 16)[:, :, :start])
     for cell in range(start, 16):
         got = decoder.step(image[:, cell - 1] if cell else None)
         torch.testing.assert_close(got, want[:, cell], atol=1e-5, rtol=1e-5)
@@ -111,7 +110,7 @@ def test_a_step_recorded_once_predicts_every_cell(start, monkeypatch):
     model = make()
     image = torch.randint(12, (3, 16))
     _, want = model(captions([1, 2, 3]).expand(3, -1), image)
-    decoder = Decoder(model, captions([1, 2, 3]), 3, image[None, :, :start])
+    decoder = model.decoder(captions([1, 2, 3]), 3, image[None, :, :start])
     first = image[:, start - 1] if start else torch.zeros(3, dtype=torch.long)
     decoder.graph = Graph(decoder._predict, first)
     got = [decoder.step(image[:, cell - 1] if cell else None) for cell in range(start, 16)]
@@ -125,7 +124,7 @@ def test_a_gpu_replays_what_the_cpu_predicts(compile):
     model, image = make(), torch.randint(12, (3, 16))
     _, want = model(captions([1, 2, 3]).expand(3, -1), image)
     text, image = captions([1, 2, 3]).cuda(), image.cuda()
-    decoder = Decoder(model.cuda(), text, 3, image[None, :, :5], compile)
+    decoder = model.cuda().decoder(text, 3, image[None, :, :5], compile=compile)
     got = [decoder.step(image[:, cell - 1]) for cell in range(5, 16)]
     assert isinstance(decoder.graph, Graph)
     torch.testing.assert_close(torch.stack(got, 1).cpu(), want[:, 5:], atol=1e-3, rtol=1e-3)
@@ -141,8 +140,8 @@ def test_a_compiled_step_is_compiled_once_for_all_cells(monkeypatch):
         return graph.forward
 
     torch._dynamo.reset()
-    compiled = torch.compile(cache_module._layer, dynamic=False, fullgraph=True, backend=count)
-    monkeypatch.setattr(cache_module, "_compiled_layer", lambda: compiled)
+    compiled = torch.compile(cache_module.step_layer, dynamic=False, fullgraph=True, backend=count)
+    monkeypatch.setattr(cache_module, "compiled_step_layer", lambda: compiled)
     model = make()
     draws = [sample(model, [1, 2], 3, generator=seeded(), compile=c) for c in (False, True)]
     assert torch.equal(*draws)
@@ -246,7 +245,7 @@ def test_temperature_zero_takes_the_likeliest_token():
 
 def test_draw_has_the_frequencies_of_softmax():
     logits = torch.tensor([0.0, 1.0, -1.0, float("-inf"), 2.0])
-    tokens = draw(logits.expand(50_000, -1), 2.0, torch.rand(50_000, generator=seeded()))
+    tokens = draw(logits.expand(50_000, -1), torch.rand(50_000, generator=seeded()), 2.0)
     share = tokens.bincount(minlength=5) / 50_000
     torch.testing.assert_close(share, (logits / 2).softmax(0), atol=0.01, rtol=0)
     assert share[3] == 0
@@ -255,7 +254,7 @@ def test_draw_has_the_frequencies_of_softmax():
 def test_draw_never_takes_a_forbidden_token_at_the_ends_of_the_interval():
     logits = torch.tensor([[float("-inf"), 0.0, 0.0, float("-inf")]]).expand(2, -1)
     almost_one = 1 - 2.0**-24
-    assert draw(logits, 1.0, torch.tensor([0.0, almost_one])).tolist() == [1, 2]
+    assert draw(logits, torch.tensor([0.0, almost_one])).tolist() == [1, 2]
 
 
 def test_top_k_keeps_the_k_likeliest():
@@ -280,18 +279,18 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_p():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(n=0), "n must be positive, got 0"),
+        (dict(n=0), "n must be 1 or more, got 0"),
         (dict(temperature=-1), "temperature must be 0 or more, got -1"),
         (dict(temperature=float("nan")), "temperature"),
         (dict(top_k=0), "top_k must be 1 or more, got 0"),
         (dict(top_p=0.0), "top_p must be in"),
         (dict(top_p=1.5), "got 1.5"),
-        (dict(text=[1] * 6), "at most 5 ids"),
+        (dict(text=[1] * 6), "up to 5 ids"),
         (dict(text=torch.zeros(3, 5)), r"\(2, 5\), got shape \(3, 5\)"),
         (dict(text=[20]), "below 20, got -1 to 20"),
         (dict(prompt=torch.zeros(17, dtype=torch.long)), "p up to 16"),
         (dict(prompt=torch.zeros(3, 2, dtype=torch.long)), r"\(2, p\)"),
-        (dict(prompt=torch.tensor([12])), "below 12, got up to 12"),
+        (dict(prompt=torch.tensor([12])), "below 12, got 12 to 12"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(options, message):
@@ -335,7 +334,7 @@ def run(tmp_path):
     folder = tmp_path / "toy"
     models = {"dvae": DiscreteVAE(TINY.dvae), "dalle": make(TINY.dalle), "clip": CLIP(TINY.clip)}
     for stage, model in models.items():
-        save_model(folder / stage, model.state_dict(), TINY)
+        save_model(folder / stage, model.state_dict(), to_json(TINY))
     (folder / "tokenizer").mkdir()
     BPETokenizer.train(["a red circle"], 260).save(folder / "tokenizer" / "tokenizer.json")
     return folder
@@ -347,11 +346,11 @@ def test_pipeline_returns_the_pictures_that_clip_likes_best(run):
     assert images.shape == (3, 3, 32, 32) and images.dtype == torch.float32
     assert images.min() >= 0 and images.max() <= 1
     ids = pipeline.tokenizer.encode_batch(["a red circle"], 31)
-    tokens = sample(pipeline.dalle, ids[0].tolist()[: len(ids[ids != PAD])], 7, generator=seeded())
+    tokens = sample(pipeline.prior, ids[0].tolist()[: len(ids[ids != PAD])], 7, generator=seeded())
     with torch.no_grad():
-        drawn = pipeline.dvae.decode(tokens)
-        text = pipeline.clip.encode_text(pack_text(ids, TINY.clip))
-        cosine = (pipeline.clip.encode_image(drawn) @ text.T)[:, 0]
+        drawn = pipeline.codebook.decode(tokens)
+        text = pipeline.reranker.encode_text(pack_text(ids, TINY.clip))
+        cosine = (pipeline.reranker.encode_image(drawn) @ text.T)[:, 0]
     best = cosine.argsort(descending=True)[:3]
     torch.testing.assert_close(scores, cosine[best])
     torch.testing.assert_close(images, drawn[best])
@@ -367,7 +366,7 @@ def test_pipeline_without_a_clip_draws_but_cannot_choose(run):
     pipeline = Pipeline.load(run)
     images, scores = pipeline.generate("red", 2, generator=seeded())
     assert images.shape == (2, 3, 32, 32) and scores.isnan().all()
-    with pytest.raises(ValueError, match="5 candidates for n=2 pictures: a trained clip"):
+    with pytest.raises(ValueError, match="5 candidates for n=2 images: a trained clip"):
         pipeline.generate("red", 2, candidates=5)
 
 
@@ -385,9 +384,9 @@ def test_pipeline_refuses_captions_it_cannot_read(run):
         pipeline.generate("  ")
     with pytest.raises(ValueError, match="40 tokens, at most 31"):
         pipeline.generate("#" * 40)
-    with pytest.raises(ValueError, match="n must be positive, got 0"):
+    with pytest.raises(ValueError, match="n must be 1 or more, got 0"):
         pipeline.generate("red", 0)
-    with pytest.raises(ValueError, match="1 candidates for n=2 pictures: fewer"):
+    with pytest.raises(ValueError, match="1 candidates for n=2 images: fewer"):
         pipeline.generate("red", 2, candidates=1)
 
 

@@ -1,16 +1,23 @@
 """Figures hold what they were given: pixels where they belong, the right stage lit."""
 
+import base64
+from io import BytesIO
+from xml.etree import ElementTree
+
 import matplotlib
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_rgba
+from matplotlib.text import Text
+from PIL import Image
 
-from minidalle import plot, plot_map
+from minidalle import notebook, plot
 from minidalle.attention import row_mask
+from minidalle.config import get_config
 
 
 @pytest.fixture(autouse=True)
@@ -67,18 +74,79 @@ def test_sample_sheet_has_a_row_for_each_caption_and_a_note_under_each_picture()
     assert [figure.axes[i].get_xlabel() for i in (1, 3)] == ["good", "bad"]
 
 
-@pytest.mark.parametrize("stage", [s for s in plot_map.STAGES if s != "decoder"])
+STAGES = ["bpe", "dvae", "dalle", "attention", "generate", "clip"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_the_map_lights_one_stage_and_the_decoder_with_its_encoder(stage):
-    (axis,) = plot_map.show_map(stage).axes
-    lit = [p for p in axis.patches if p.get_facecolor() == to_rgba(plot_map.LIT)]
-    assert len(lit) == (2 if stage == "dvae" else 1)
-    bold = {text.get_text() for text in axis.texts if text.get_weight() == "bold"}
-    assert plot_map.STAGES[stage][0] in bold
+    drawing = ElementTree.fromstring(notebook.lit_map(stage))
+    groups = [g.get("class") for g in drawing.iter("{http://www.w3.org/2000/svg}g")]
+    lit = [name for name in groups if name and name.endswith(" lit")]
+    assert lit == [f"stage {stage} lit"] * (2 if stage == "dvae" else 1)
+    assert notebook.lit_map("all").count(' lit"') == 7
+
+
+def test_the_map_has_every_shape_of_the_toy_world():
+    c = get_config("toy").dalle
+    words = " ".join(ElementTree.fromstring(notebook.lit_map("all")).itertext())
+    for shape in (
+        f"L = {c.text_len - 1} ids of {c.text_vocab}",
+        f"(B, {c.grid}, {c.grid})",
+        f"{c.grid**2} codes of {c.image_vocab}",
+        f"{c.text_len} + {c.grid**2} tokens",
+        f"logits (B, {c.grid**2}, {c.image_vocab})",
+    ):
+        assert shape in words, shape
 
 
 def test_the_map_knows_no_other_stage():
     with pytest.raises(ValueError, match="unknown stage 'vqgan'; choose from bpe, dvae"):
-        plot_map.show_map("vqgan")
+        notebook.show_map("vqgan")
+
+
+def test_a_notebook_is_shown_the_map_as_svg(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    notebook.show_map("clip")
+    assert 'class="stage clip lit"' in shown[0].data
+
+
+CAPTION = "pay $\\bad{$ now, or $x^2$; \x07 {} \u2028 %s " + "very " * 300 + "long"
+
+
+def test_a_caption_is_shown_as_it_is_and_never_ends_a_training(tmp_path):
+    """A `$` is money, not mathematics; odd characters and endless words are drawn somehow."""
+    x = torch.rand(2, 3, 8, 8)
+    figures = [
+        plot.show_images(x, title=CAPTION),
+        plot.show_pairs(x, x, labels=("$\\bad{$", "b")),
+        plot.sample_sheet([CAPTION, "b"], [("$\\bad{$", x)], [[CAPTION], [""]], CAPTION),
+        plot.show_captioned(x, [CAPTION, "$"]),
+        plot.show_curves({CAPTION: ([1, 2], [3, 4]), "$": ([1], [2])}, CAPTION, CAPTION, CAPTION),
+    ]
+    for figure in figures:
+        maths = [t for t in figure.findobj(Text) if "bad" in t.get_text() and t.get_parse_math()]
+        assert not maths
+        assert plot.save(figure, tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_the_ticks_of_a_logarithmic_axis_are_still_set_as_maths():
+    figure = plot.show_curves({"a": ([1, 1000], [1, 2])}, "x", "y", log="x")
+    figure.canvas.draw()
+    labels = [t for t in figure.axes[0].get_xticklabels() if t.get_text()]
+    assert labels and all(t.get_parse_math() and "10^" in t.get_text() for t in labels)
+
+
+def test_an_image_in_a_page_is_read_back_by_pillow():
+    image = torch.randint(256, (3, 5, 7), dtype=torch.uint8)
+    png = base64.b64decode(plot.data_uri(image).removeprefix("data:image/png;base64,"))
+    read = np.asarray(Image.open(BytesIO(png)).convert("RGB"))
+    assert torch.equal(torch.from_numpy(read.copy()), image.permute(1, 2, 0))
+    assert plot.data_uri(image / 255) == plot.data_uri(image)
+    with pytest.raises(ValueError, match=r"\(5, 7\)"):
+        plot.data_uri(image[0])
+    assert plot.data_uri(plot.show_images(image[None])).startswith("data:image/png;base64,iVBOR")
+    assert not plt.get_fignums()
 
 
 def test_save_leaves_a_png_and_no_open_figure(tmp_path):

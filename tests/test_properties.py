@@ -9,13 +9,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minidalle.attention import column_mask, conv_mask, row_mask
-from minidalle.checkpoint import CheckpointError, load_tensors, save_tensors
-from minidalle.config import PRESETS, Config, get_config
-from minidalle.config_check import check_config
-from minidalle.config_json import config_from_json, config_to_json
+from minidalle.config import (
+    PRESETS,
+    Config,
+    from_json,
+    get_config,
+    half_cosine,
+    to_json,
+)
 from minidalle.dalle import DALLE
+from minidalle.files import CheckpointError, load_tensors, save_tensors
 from minidalle.generate import sample
-from minidalle.optim import half_cosine
 from minidalle.tokenizer import PAD, BPETokenizer, normalise
 
 quick = settings(
@@ -25,7 +29,7 @@ quick = settings(
 
 FIELDS = [
     f"{section}.{field}"
-    for section, fields in json.loads(config_to_json(get_config("toy"))).items()
+    for section, fields in json.loads(to_json(get_config("toy"))).items()
     if isinstance(fields, dict)
     for field in fields
 ]
@@ -57,18 +61,17 @@ def _override_or_error(preset, overrides):
     except ValueError as error:
         assert len(str(error)) > 10
     else:
-        check_config(config)
-        assert config_from_json(config_to_json(config)) == config
+        assert from_json(to_json(config)) == config
 
 
 @settings(quick, max_examples=200)
 @given(st.sampled_from(FIELDS), json_values)
 def test_any_json_value_in_a_stored_configuration_is_taken_or_a_clear_error(field, value):
-    content = json.loads(config_to_json(get_config("toy")))
+    content = json.loads(to_json(get_config("toy")))
     section, name = field.split(".")
     content[section][name] = value
     try:
-        assert isinstance(config_from_json(json.dumps(content)), Config)
+        assert isinstance(from_json(json.dumps(content)), Config)
     except ValueError as error:
         assert len(str(error)) > 10
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from minidalle.config import get_config
-from minidalle.stages import CALLBACKS, _test_images, build
+from minidalle.models import build
+from minidalle.stages import CALLBACKS, _test_images
 from minidalle.tokenizer import PAD
+from minidalle.training.team import Alone
 
 TINY = (
     "dalle.n_layers=4", "dalle.n_heads=2", "dvae.n_hid=4", "dvae.n_init=4",
@@ -74,7 +76,9 @@ def test_a_test_batch_in_parts_gives_the_loss_of_the_whole():
         c = get_config("toy", [*TINY, f"train_dalle.accumulate={n}"])
         batch = batch_for(c, 4)
         batch["text"][1, 3:] = PAD  # captions differ in length
-        evaluate, _ = CALLBACKS["dalle"](c, Pictures(["red"]), batch, tokenizer=None, dvae=None)
+        evaluate, _ = CALLBACKS["dalle"](
+            c, Pictures(["red"]), batch, Alone(), tokenizer=None, dvae=None
+        )
         found.append(evaluate(build(c, "dalle").eval(), 0))
     for other in found[1:]:
         assert list(other) == ["loss", "text_nats", "image_nats"]  # the first decides on the best

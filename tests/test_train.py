@@ -9,13 +9,15 @@ import threading
 
 import pytest
 import torch
-from killable import Tiny, batches, evaluate, tiny_config
+from helpers.killable import Tiny, batches, evaluate, tiny_config
 from torch import nn
 
-from minidalle.checkpoint import Checkpoints, load_model
-from minidalle.config import get_config, replace
-from minidalle.optim import Average, clip_gradients, learning_rate, make_optimizer
+from minidalle.config import get_config, learning_rate, replace
+from minidalle.models import read_model
 from minidalle.train import Stopped, TrainingError, fit
+from minidalle.training.checkpoints import Checkpoints
+from minidalle.training.optim import Average, clip_gradients, make_optimizer
+from minidalle.training.team import Alone
 
 
 @pytest.fixture(autouse=True)
@@ -85,9 +87,10 @@ def test_fit_is_the_loop_of_the_notebook(tmp_path):
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
     whole, parts = Line(), Line()
     for model, n in ((whole, 1), (parts, 4)):
-        sgd = torch.optim.SGD(model.parameters())  # Adam ignores the gradient's scale
+        team = Alone()
+        team.optimizer = lambda m, c: torch.optim.SGD(m.parameters())  # Adam ignores the scale
         config = tiny_config(20, accumulate=n, clip_norm=0)
-        fit(model, batches, config, tmp_path / str(n), optimizer=sgd)
+        fit(model, batches, config, tmp_path / str(n), team=team)
     for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.allclose(p, q, atol=1e-6)
     with pytest.raises(ValueError, match="a batch of 8 cannot be split into accumulate=3"):
@@ -146,7 +149,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     metrics = fit(first, batches, config.train_dvae, tmp_path, **options)
     assert fit(second, lambda start: iter(()), config.train_dvae, tmp_path, **options) == metrics
     assert _equal(first, second)
-    state, stored = load_model(tmp_path)
+    state, stored = read_model(tmp_path)
     assert stored == config
     assert all(torch.equal(state[k], v) for k, v in first.state_dict().items())
 
@@ -256,10 +259,14 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path, capsys, v
     assert all(math.isfinite(row["loss"]) for row in _log(tmp_path))
 
 
+class Impatient(Alone):
+    max_bad = 7
+
+
 def test_a_skipped_update_leaves_weights_optimiser_and_average_alone(tmp_path):
     model = Breaking(at=range(5, 12))
     with pytest.raises(TrainingError):
-        fit(model, batches, tiny_config(20, accumulate=1), tmp_path, max_bad=7)
+        fit(model, batches, tiny_config(20, accumulate=1), tmp_path, team=Impatient())
     good = Line()
     fit(good, batches, tiny_config(5, lr_steps=20, accumulate=1), tmp_path / "good")
     read = Checkpoints(tmp_path).read
@@ -353,17 +360,16 @@ def test_handlers_and_generators_are_given_back(tmp_path):
 
 def test_a_signal_too_late_for_the_loop_is_not_swallowed(tmp_path):
     class Late(Checkpoints):
-        def finish(self, model, config):
+        def finish(self, model, config, made_from):
             os.kill(os.getpid(), signal.SIGINT)
-            super().finish(model, config)
+            super().finish(model, config, made_from)
 
     config = replace(get_config("toy"), train_dvae=tiny_config(3))
-    checkpoints = Late(tmp_path / "checkpoints")
+    team = Alone()
+    team.checkpoints = lambda folder, c: Late(folder)
     with pytest.raises(KeyboardInterrupt):
-        fit(
-            Tiny(), batches, config.train_dvae, tmp_path, run_config=config, checkpoints=checkpoints
-        )
-    assert load_model(tmp_path)[1] == config
+        fit(Tiny(), batches, config.train_dvae, tmp_path, run_config=config, team=team)
+    assert read_model(tmp_path)[1] == config
 
 
 def test_fit_works_outside_the_main_thread(tmp_path):
@@ -402,20 +408,35 @@ def test_a_process_that_is_not_main_writes_no_log_and_the_pieces_can_be_replaced
         def save(self, *live_and_meta):
             calls.append("save")
 
-    model = Tiny()
-    fit(
-        model, batches, tiny_config(14), tmp_path, is_main=False,
-        optimizer=torch.optim.SGD(model.parameters(), 0.1), checkpoints=Silent(tmp_path / "x"),
-        clip=lambda parameters, norm: calls.append("clip") or clip_gradients(parameters, norm),
-        agree=lambda flags: calls.append("agree") or flags,
-    )  # fmt: skip
+    class Quiet(Alone):
+        is_main = False
+
+        def optimizer(self, model, config):
+            return torch.optim.SGD(model.parameters(), 0.1)
+
+        def checkpoints(self, folder, config):
+            return Silent(tmp_path / "x")
+
+        def clip(self, parameters, max_norm):
+            calls.append("clip")
+            return super().clip(parameters, max_norm)
+
+        def agree(self, *flags):
+            calls.append("agree")
+            return flags
+
+    fit(Tiny(), batches, tiny_config(14), tmp_path, team=Quiet())
     assert calls.count("clip") == calls.count("agree") == 14 and calls.count("save") == 2
     assert os.listdir(tmp_path) == []
 
 
 def test_any_process_that_wants_to_stop_stops_all(tmp_path):
+    class Others(Alone):
+        def agree(self, bad, stop):
+            return bad, True
+
     with pytest.raises(Stopped, match="stopped after 1 of 10"):
-        fit(Tiny(), batches, tiny_config(10), tmp_path, agree=lambda flags: (flags[0], True))
+        fit(Tiny(), batches, tiny_config(10), tmp_path, team=Others())
 
 
 def test_batches_that_end_too_early_are_named(tmp_path):
@@ -454,3 +475,26 @@ def test_after_update_is_called_after_each_update_that_was_not_skipped(tmp_path)
     model.after_update = lambda: calls.append(1)
     fit(model, batches, tiny_config(10, accumulate=1), tmp_path)
     assert len(calls) == 8
+
+
+def test_a_failing_sheet_does_not_end_the_run(tmp_path, capsys):
+    def sheet(model, path):
+        raise ValueError("cannot parse a caption")
+
+    fit(Tiny(), batches, tiny_config(4, eval_every=2), tmp_path, sheet=sheet)
+    assert "no sheet of samples: ValueError: cannot parse a caption" in capsys.readouterr().err
+
+
+def test_the_first_row_after_a_resume_averages_as_many_updates_as_the_others(tmp_path):
+    class Stopping(Alone):
+        def agree(self, bad, stop):
+            self.calls = getattr(self, "calls", 0) + 1
+            return bad, self.calls == 7
+
+    config = tiny_config(12, log_every=4)
+    fit(Tiny(), batches, config, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        fit(Tiny(), batches, config, tmp_path / "parts", team=Stopping())
+    fit(Tiny(), batches, config, tmp_path / "parts")
+    a, b = (_log(tmp_path / name) for name in ("whole", "parts"))
+    assert [r["loss"] for r in a] == pytest.approx([r["loss"] for r in b], rel=1e-6)

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from minidalle import demo
 from minidalle.config import get_config
-from minidalle.judge import train_judge, true_scenes
+from minidalle.evaluation import demo
+from minidalle.evaluation.judge import train_judge, true_scenes
 
 HERE = Path(__file__).resolve().parent
 RUN = HERE.parent.parent / "runs" / "shipped" / "toy"

@@ -1,7 +1,7 @@
 """What a DALLE costs, from its configuration alone: parameters, operations, bytes.
 
-L layers, D width, T states, V vocabulary, S slices (processes that share one copy of the model).
-Everything is a formula over config.DALLEConfig; footprint.py checks them against the real model.
+L layers, D width, T states, S slices (processes that share one copy of the model).
+benchmarks/planner.py compares the bytes with those of the real model, run on fake tensors.
 
 Source: Ramesh et al. 2021, arXiv:2102.12092, table 1 and appendices B, D and E.
 """
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..attention import may_see
-from ..config import DALLEConfig
-from ..transformer import layer_kinds
+from minidalle.attention import may_see
+from minidalle.cache import layout
+from minidalle.config import DALLEConfig
+from minidalle.transformer import layer_kinds
 
 # Bytes that autograd keeps of one block per state and unit of width, with a fused attention kernel:
 # 4 + 4 the two branches' inputs (float32 identity path), 2 + 2 normed, 6 queries, keys and values,
@@ -95,113 +96,75 @@ def training_bytes(
     slices: int = 1,
     scheme: Scheme = SCHEMES[0],
     precision: str = "bfloat16",
-    compressed: bool = False,
 ) -> dict[str, int]:
     """Return the bytes of one process at the worst moment of an update, by part.
 
-    batch: pairs that it holds at once. The worst moment is one of six: at the logits, in the
-    backward pass of the last block, or of the first, when all other gradients are there, when a
-    block's or the embeddings' gradient is complete, or in the optimiser's step.
-    slices=1 is a plain model, unless the scheme updates in the backward pass: that one is sharded
-    over a mesh of one, so that weights are cast block by block.
+    batch: pairs that it holds at once. slices=1 is a plain model, unless the scheme updates in the
+    backward pass: that one is sharded over a mesh of one, so that weights are cast block by block.
     """
-    cast = 2 if precision == "bfloat16" and scheme.weights == 4 else 0
-    sharded, total = slices > 1 or scheme.gradients == 0, sum(parameters(c).values())
-    fixed = _fixed(c, slices, scheme, compressed)
-    if sharded:
-        gradients = _sharded_gradients(c, slices, scheme, cast or scheme.weights)
-    else:
-        fixed["16-bit copies of weights"] = total * cast
-        gradients = {"first block": {"gradients": total * scheme.gradients}}
-    if scheme.gradients and scheme.moments:  # roots of all second moments
-        shares = total * scheme.gradients // slices, total * 4 // slices
-        gradients["step"] = {"gradients": shares[0], "optimiser at work": shares[1]}
-    kept = _activations(c, batch, precision)
-    moments = [kept.get(name, {}) | gradients.get(name, {}) for name in kept.keys() | gradients]
-    return fixed | max(moments, key=lambda parts: sum(parts.values()))
-
-
-def _fixed(c: DALLEConfig, slices: int, scheme: Scheme, compressed: bool) -> dict[str, int]:
-    """Bytes that a process holds all the time."""
-    counts = parameters(c)
-    total = sum(counts.values())
-    return {
+    total = sum(parameters(c).values())
+    plain_cast = slices == 1 and scheme.gradients and precision == "bfloat16"
+    fixed = {
         "weights": total * scheme.weights // slices,
         "moments": total * scheme.moments // slices,
         "averaged weights": total * scheme.average // slices,
-        "error buffers": counts["blocks"] * 4 // slices if compressed else 0,
+        "16-bit copies of weights": total * 2 if plain_cast else 0,
     }
+    moments = _moments(c, batch, slices, scheme, precision)
+    return fixed | max(moments, key=lambda parts: sum(parts.values()))
 
 
-def _sharded_gradients(
-    c: DALLEConfig, slices: int, scheme: Scheme, width: int
-) -> dict[str, dict[str, int]]:
-    """Bytes of what FSDP gathers, and of gradients, at the moments of `training_bytes`.
+def _moments(
+    c: DALLEConfig, batch: int, slices: int, scheme: Scheme, precision: str
+) -> list[dict[str, int]]:
+    """What an update holds for a time, by part, at each moment that can be the worst.
 
-    width: bytes of a gathered weight of a block. Embeddings and heads form one unit in float32,
-    gathered all the time. A complete gradient is copied into one flat float32 tensor, which is
-    reduced into a second one, of this process's slice.
+    FSDP gathers a block before it runs, and the next one meanwhile. Embeddings and heads form one
+    unit in float32, gathered all the time. A complete gradient is copied into one flat float32
+    tensor, which is reduced into a second one, of this process's slice.
     """
     d, counts = c.width, parameters(c)
     total, block = sum(counts.values()), counts["blocks"] // c.n_layers
-    rest, head = total - counts["blocks"], 4 * (c.text_vocab + c.image_vocab) * d
-    share, several = total * scheme.gradients // slices, 2 if slices > 1 else 1
-    root = {"embeddings, heads, gathered": 4 * rest}
-    now = root | {
-        "gathered blocks": several * block * width,
-        "gradient of one block": block * (width + 4),
-    }
-    moments = {
-        "logits": root | {"gathered blocks": several * block * width},
-        "last block": now | {"gradients": head},
-        "first block": now | {"gradients": share + head},
-        "embeddings": {"gradients": share + 4 * rest + 4 * rest // slices},
-    }
-    if not scheme.gradients:
-        flat = {"gradient of one block": block * 4 + block * 4 // slices, "gradients": head}
-        widest = max(c.text_vocab, c.image_vocab) * d
-        moments["block"] = root | flat | {"optimiser at work": AT_WORK * 4 * d * d // slices}
-        moments["embeddings"]["optimiser at work"] = AT_WORK * widest // slices
-    return moments
-
-
-def _activations(c: DALLEConfig, batch: int, precision: str) -> dict[str, dict[str, int]]:
-    """Bytes of activations at the moments of `training_bytes`."""
-    stream = batch * states(c) * c.width * 4
-    kept = batch * states(c) * c.width * KEPT[precision]
-    passing = batch * states(c) * c.width * PASSING[precision]
-    logits = batch * ((c.text_len - 1) * c.text_vocab + c.grid**2 * c.image_vocab)
-    all_blocks = c.n_layers * (stream if c.checkpointing else kept) + stream
+    # 1. What autograd keeps of all blocks, and what checkpointing makes again of one.
+    unit = batch * states(c) * d
+    stream, kept, passing = unit * 4, unit * KEPT[precision], unit * PASSING[precision]
+    stored = c.n_layers * (stream if c.checkpointing else kept) + stream
     again = kept if c.checkpointing else 0
-    return {
-        "logits": {"activations": all_blocks, "logits": logits * PER_LOGIT[precision]},
-        "last block": {"activations": all_blocks + again + passing},
-        "first block": {"activations": stream + kept + passing},
-        "block": {"activations": all_blocks},
-        "embeddings": {"activations": 2 * stream},
-    }
+    logits = batch * ((c.text_len - 1) * c.text_vocab + c.grid**2 * c.image_vocab)
+    # 2. What a sharded model gathers, and gradients that are not yet reduced.
+    share, rest, heads, gathered, one = total * scheme.gradients // slices, 0, 0, {}, {}
+    if slices > 1 or not scheme.gradients:
+        width = 2 if precision == "bfloat16" else scheme.weights  # of a gathered weight
+        rest, heads = 4 * (total - counts["blocks"]), 4 * counts["heads"]
+        blocks = (2 if slices > 1 else 1) * block * width
+        gathered = {"embeddings, heads, gathered": rest, "gathered blocks": blocks}
+        one = {"gradient of one block": block * (width + 4)}
+    # 3. The moments: at the logits, in the last block, in the first, at the embeddings ...
+    embeddings = {"activations": 2 * stream, "gradients": share + rest + rest // slices}
+    moments = [
+        gathered | {"activations": stored, "logits": logits * PER_LOGIT[precision]},
+        gathered | one | {"activations": stored + again + passing, "gradients": heads},
+        gathered | one | {"activations": stream + kept + passing, "gradients": share + heads},
+        embeddings,
+    ]
+    # ... when an update in the backward pass moves a block; or in the optimiser's step.
+    if not scheme.gradients:
+        embeddings["optimiser at work"] = AT_WORK * max(c.text_vocab, c.image_vocab) * d // slices
+        flat = {"activations": stored, "gradient of one block": block * 4 + block * 4 // slices}
+        moving = {"gradients": heads, "optimiser at work": AT_WORK * 4 * d * d // slices}
+        moments.append({"embeddings, heads, gathered": rest} | flat | moving)
+    elif scheme.moments:
+        moments.append({"gradients": share, "optimiser at work": total * 4 // slices})
+    return moments
 
 
 def image_slots(c: DALLEConfig, kind: str) -> int:
     """Return how many image states a layer's cache must keep for one candidate."""
-    if kind == "column":
-        return c.grid**2
-    reach = c.grid if kind == "row" else _conv_reach(c)
-    return min(reach + 1, c.grid**2)
-
-
-def _conv_reach(c: DALLEConfig) -> int:
-    """How many cells back the farthest cell lies that the convolution mask sees."""
-    half = c.kernel // 2
-    return max(
-        d
-        for d in range(c.grid**2)
-        if d // c.grid <= half and (d % c.grid <= half or d % c.grid >= c.grid - half)
-    )
+    return layout(kind, c.grid, c.kernel, torch.device("cpu")).slots
 
 
 def sampling_bytes(c: DALLEConfig, candidates: int, width: int = 2) -> dict[str, int]:
-    """Return the bytes of drawing `candidates` pictures of one caption at once, by part.
+    """Return the bytes of drawing `candidates` images of one caption at once, by part.
 
     width: bytes per number, 2 for bfloat16. The windowed cache keeps what the masks still reach,
     and the caption's keys and values once for all candidates.
@@ -211,40 +174,9 @@ def sampling_bytes(c: DALLEConfig, candidates: int, width: int = 2) -> dict[str,
     return {
         "weights": sum(parameters(c).values()) * width,
         "caption's keys, values": c.n_layers * c.text_len * 2 * c.width * width,
-        "pictures' keys, values": candidates * slots * 2 * c.width * width,
+        "images' keys, values": candidates * slots * 2 * c.width * width,
         "work": candidates * (8 * c.width * 4 + logits),
     }
-
-
-def keys_in_reach(c: DALLEConfig, kind: str) -> float:
-    """Return how many image states a cell of one kind of layer sees, itself included, on average.
-
-    Besides them it sees the caption's text_len states.
-    """
-    cells, text = c.grid**2, c.text_len
-    return (pairs(c, kind) - text * (text + 1) // 2) / cells - text
-
-
-def drawing_bytes(c: DALLEConfig, candidates: int, width: int = 2) -> dict[str, float]:
-    """Return the bytes that must be read, on average, to draw one token of every candidate.
-
-    All candidates show one caption. Writing the new keys and values, and embeddings, are nothing
-    beside this.
-    """
-    counts = parameters(c)
-    seen = sum(keys_in_reach(c, kind) for kind in layer_kinds(c.n_layers))
-    return {
-        "weights": (counts["blocks"] + c.image_vocab * c.width) * width,
-        "caption's keys, values": c.n_layers * c.text_len * 2 * c.width * width,
-        "pictures' keys, values": candidates * seen * 2 * c.width * width,
-    }
-
-
-def drawing_flops(c: DALLEConfig) -> int:
-    """Return the floating-point operations of drawing one picture, its caption read already."""
-    d, cells = c.width, c.grid**2
-    seen = sum(c.text_len + keys_in_reach(c, kind) for kind in layer_kinds(c.n_layers))
-    return int(cells * (2 * (12 * d * d * c.n_layers + d * c.image_vocab) + 4 * d * seen))
 
 
 def full_cache_bytes(c: DALLEConfig, candidates: int, width: int = 2) -> int:
@@ -257,12 +189,10 @@ def network_bytes(c: DALLEConfig, slices: int, rank: int = 0) -> int:
 
     float32; rank R of PowerSGD compresses the blocks' matrices to R / S per slice, 0 nothing.
     """
-    d, counts = c.width, parameters(c)
-    total = sum(counts.values())
-    matrices = 12 * d * d * c.n_layers
+    d, total = c.width, sum(parameters(c).values())
     if not rank:
         return 4 * total // slices
-    thin = max(1, rank // slices)
     # P and Q of a slice: four (D/S, D), one (4D/S, D) and one (D, 4D/S)
     sides = 4 * (d // slices + d) + 2 * (4 * d // slices + d)
-    return 4 * (c.n_layers * thin * sides + (total - matrices) // slices)
+    thin = c.n_layers * max(1, rank // slices) * sides
+    return 4 * (thin + (total - 12 * d * d * c.n_layers) // slices)

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from ..checkpoint import CheckpointError, Checkpoints, save_model, write_atomically
-from ..config import Config
-from ..config_json import config_from_json, config_to_json, differences
-from .sharding import gathered
+from minidalle.config import Config, from_json, to_json
+from minidalle.files import CheckpointError, save_model, write_text
+from minidalle.scale.sharding import gathered
+from minidalle.training.checkpoints import Checkpoints, differences
 
 META, COMPLETE = "meta.json", ".metadata"
 
@@ -100,7 +100,7 @@ class ShardedCheckpoints(Checkpoints):
         if changed:
             raise ValueError(
                 f"{path} belongs to a run with another configuration: {'; '.join(changed)}. "
-                f"Use the old values, or train into another folder"
+                f"Use the old values, train into another folder, or start again with --fresh"
             )
         known = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
         _make_moments(model, optimizer, known, saved["optimizer"])
@@ -117,11 +117,12 @@ class ShardedCheckpoints(Checkpoints):
         """Rename the folder, if it holds checkpoints, so that a run can start afresh."""
         self._lead(super().set_aside)
 
-    def finish(self, model: nn.Module, config: Config | None) -> None:
+    def finish(self, model: nn.Module, config: Config | None, made_from: dict[str, str]) -> None:
         """Gather the finished model and write model.safetensors and config.json, whole."""
         self.wait()
         state = gathered(model, "cpu")
-        self._lead(lambda: config is not None and save_model(self.folder.parent, state, config))
+        if config is not None:
+            self._lead(lambda: save_model(self.folder.parent, state, to_json(config), made_from))
 
     def _local_state(self) -> dict[str, Tensor]:
         return {
@@ -163,8 +164,8 @@ class ShardedCheckpoints(Checkpoints):
             if old.name not in keep or old == path:
                 _remove(old)
         path.mkdir(parents=True)
-        for name, content in ((META, text), ("config.json", config_to_json(self.config))):
-            write_atomically(path / name, lambda aside, c=content: aside.write_text(c, "utf-8"))
+        for name, content in ((META, text), ("config.json", to_json(self.config))):
+            write_text(path / name, content)
 
     def _sweep(self) -> None:
         for torn in self.folder.glob("step-*"):
@@ -225,7 +226,8 @@ def consolidate(checkpoint: str | Path, folder: str | Path, config: Config) -> N
     known = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     tensors = {name: _empty(entry) for name, entry in known.items() if name.startswith("average/")}
     dcp.load(tensors, checkpoint_id=checkpoint, no_dist=True)
-    save_model(folder, {k.removeprefix("average/"): v for k, v in tensors.items()}, config)
+    weights = {k.removeprefix("average/"): v for k, v in tensors.items()}
+    save_model(folder, weights, to_json(config))
 
 
 def main(arguments: list[str]) -> None:
@@ -236,7 +238,7 @@ def main(arguments: list[str]) -> None:
     complete = sorted(p.parent for p in folder.glob(f"step-*/{COMPLETE}"))
     if not complete:
         raise SystemExit(f"no complete sharded checkpoint in {folder}")
-    config = config_from_json((complete[-1] / "config.json").read_text(encoding="utf-8"))
+    config = from_json((complete[-1] / "config.json").read_text(encoding="utf-8"))
     consolidate(complete[-1], arguments[1], config)
     print(f"wrote {Path(arguments[1]) / 'model.safetensors'} from {complete[-1]}")
 

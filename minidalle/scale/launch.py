@@ -18,16 +18,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from .. import stages
-from ..clip import keep_local
-from ..config import Config, TrainConfig
-from ..dalle import DALLE
-from ..optim import clip_gradients
-from ..tokenizer import PAD
-from ..train import autocast
-from . import memory, powersgd, precision, sharding
-from .checkpoints import ShardedCheckpoints
-from .sharding import finish
+from minidalle import models, stages
+from minidalle.clip import keep_local
+from minidalle.config import Config, TrainConfig
+from minidalle.dalle import DALLE
+from minidalle.scale import memory, powersgd, precision, sharding
+from minidalle.scale.checkpoints import ShardedCheckpoints
+from minidalle.scale.sharding import finish
+from minidalle.tokenizer import PAD
+from minidalle.train import autocast
+from minidalle.training.optim import Average, clip_gradients
+from minidalle.training.team import Alone
 
 __all__ = ["finish", "is_main", "train_stage"]
 
@@ -44,58 +45,76 @@ def count_nodes() -> int:
     return int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
 
 
-class Team:
-    """Makes `fit` speak for all processes: one loss, one norm, one decision.
+class Team(Alone):
+    """The processes of a run, for `fit`: one loss, one norm, one decision.
 
-    Installed as `model.loss`, it also tells the gradient hooks which part of an accumulated batch
-    is the last, the only one after which gradients cross between machines.
+    Its `loss` also tells the gradient hooks which part of an accumulated batch is the last, the
+    only one after which gradients cross between machines.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig):
+        self.rank, self.world, self.is_main = dist.get_rank(), dist.get_world_size(), is_main()
         self.model, self.parts, self.part = model, config.accumulate, 0
         self.sharded, self.precision = isinstance(model, DALLE), config.precision
-        self.own_loss = model.loss
         self.scales: precision.ResblockScales | None = None
-        model.loss = self.loss
+        self.updater: memory.BackwardAdamW | None = None  # moves weights in the backward pass
+        self.host_average = False
+        self.files: ShardedCheckpoints | None = None
 
-    def loss(self, batch: dict[str, Tensor], step: int, generator=None) -> tuple[Tensor, dict]:
+    def loss(self, model: nn.Module, batch: dict, step: int, generator=None) -> tuple[Tensor, dict]:
         """The model's loss, with gradients of this process's examples and values of all."""
-        if self.model.training:
+        if model.training:
             self.part = self.part % self.parts + 1
             if self.sharded:
-                self.model.set_requires_all_reduce(self.part == self.parts)
+                model.set_requires_all_reduce(self.is_last_part())
         if "text" in batch and self.sharded:
             count = batch.get("text_count", (batch["text"] != PAD).sum())
             batch = batch | {"text_count": _mean(count.float())}
-        if generator is not None and dist.get_rank():  # other examples, other noise
-            generator.manual_seed(generator.initial_seed() ^ dist.get_rank() << 40)
-        loss, metrics = self.own_loss(batch, step, generator)
+        if generator is not None and self.rank:  # other examples, other noise
+            generator.manual_seed(generator.initial_seed() ^ self.rank << 40)
+        loss, metrics = model.loss(batch, step, generator)
         found = [loss.detach(), *metrics.values()]
         values = _mean(torch.stack([torch.as_tensor(v, device=loss.device).float() for v in found]))
         loss = loss + (values[0] - loss).detach()
         return loss, dict(zip(metrics, values[1:], strict=True))
+
+    def optimizer(self, model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+        """The optimiser that works in the backward pass, if there is one."""
+        return self.updater or super().optimizer(model, config)
+
+    def average(self, model: nn.Module, config: TrainConfig) -> Average:
+        """The averaged weights, in the CPU's memory where the GPU's is full of one model."""
+        if self.host_average:
+            return memory.HostAverage(model, config.ema_decay, config.ema_every)
+        return super().average(model, config)
+
+    def checkpoints(self, folder: Path, config: TrainConfig) -> ShardedCheckpoints:
+        """Checkpoints that every process writes its part of."""
+        return self.files
 
     def is_last_part(self) -> bool:
         """Is the backward pass that runs now the last of its update?"""
         return self.part == self.parts
 
     def clip(self, parameters: list[Tensor], max_norm: float) -> Tensor:
-        """For fit's `clip`: first make the gradients those of the whole batch."""
+        """Make the gradients those of the whole batch, then clip them."""
+        if self.updater is not None:
+            return self.updater.end_update(parameters, max_norm)
         if not self.sharded:
             sharding.average_gradients(self.model)
         if self.scales is not None:
             self.scales.unscale()  # an overflow leaves a non-finite norm: fit skips the update
         return sharding.whole(clip_gradients(parameters, max_norm))
 
-    def agree(self, flags: tuple) -> tuple:
-        """For fit's `agree`: each flag is true where any process says so."""
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """Say of each flag whether it holds in any process."""
         device = next(self.model.parameters()).device
         votes = torch.tensor([bool(f) for f in flags], dtype=torch.int32, device=device)
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         return tuple(bool(v) for v in votes.cpu())
 
-    def share(self, evaluate: Callable, sheet: Callable | None) -> stages.Callbacks:
-        """For stages: only the first process draws; all help it to gather a sharded model."""
+    def callbacks(self, evaluate: Callable, sheet: Callable | None) -> stages.Callbacks:
+        """Only the first process draws; all help it to gather a sharded model."""
         if not self.sharded:
             return evaluate, sheet if is_main() else None
 
@@ -116,7 +135,7 @@ class Team:
         """The whole model, on the first process and only if it has room. A collective."""
         device = next(model.parameters()).device
         needed = sum(p.numel() * p.element_size() for p in model.parameters())
-        (fits,) = self.agree((is_main() and needed <= sharding.room(device),))
+        (fits,) = self.agree(is_main() and needed <= sharding.room(device))
         if is_main() and not fits:
             warnings.warn(f"no sheet of samples: the whole model takes {needed / 2**30:.1f} GiB")
         state = sharding.gathered(model, device) if fits else {}
@@ -161,7 +180,7 @@ def _check_batch(batch_size: int, accumulate: int) -> None:
 def _sharded_dalle(config: Config, mesh: DeviceMesh, rank: int) -> DALLE:
     """DALLE sharded over all processes, built on the meta device, with its first weights."""
     with torch.device("meta"):
-        model = stages.build(config, "dalle")
+        model = models.build(config, "dalle")
     # Between nodes FSDP2 keeps every block's gradient until the backward pass ends: not for one.
     one_node = mesh["replicate"].size() == 1
     mesh = mesh["shard"] if rank or one_node else mesh
@@ -172,7 +191,7 @@ def _sharded_dalle(config: Config, mesh: DeviceMesh, rank: int) -> DALLE:
 
 def _copied(config: Config, stage: str, device: torch.device) -> nn.Module:
     """The dVAE or CLIP as every process has it: drawn from the same seed."""
-    model = stages.build(config, stage).to(device)
+    model = models.build(config, stage).to(device)
     if stage == "clip":
         model.gather = lambda f: sharding.gather_features(f) if model.training else keep_local(f)
     return model
@@ -212,39 +231,20 @@ def train_stage(
         model = _sharded_dalle(config, mesh, rank)
     else:
         model = _copied(config, stage, here)
-    team = Team(model, training)
-    options, local = {"clip": team.clip}, {}
+    team, local = Team(model, training), {}
     if float16:
         local["scales"] = team.scales = precision.ResblockScales(model)
-        options["max_bad"] = MAX_BAD_HALF
+        team.max_bad = MAX_BAD_HALF
     if rank:
         local["powersgd"] = powersgd.compress(
             model, mesh, rank, team.is_last_part, scales=team.scales
         )
     if update_in_backward:
-        optimizer = memory.backward_adamw(model, training, config.seed)
-        options |= {"optimizer": optimizer, "clip": optimizer.end_update}
-        if mesh["shard"].size() == 1:  # on one GPU the averaged weights live in the CPU's memory
-            options["average"] = memory.HostAverage(model, training.ema_decay, training.ema_every)
-    checkpoints = ShardedCheckpoints(
-        Path(run) / stage / "checkpoints", training.keep, config, local
-    )
+        team.updater = memory.backward_adamw(model, training, config.seed)
+        team.host_average = mesh["shard"].size() == 1  # one GPU has no memory to spare
+    folder = Path(run) / stage / "checkpoints"
+    team.files = ShardedCheckpoints(folder, training.keep, config, local)
     try:
-        return stages.train_stage(
-            config,
-            stage,
-            Path(run),
-            here,
-            fresh,
-            tensorboard,
-            model=model,
-            rank=dist.get_rank(),
-            world=dist.get_world_size(),
-            checkpoints=checkpoints,
-            agree=team.agree,
-            share=team.share,
-            is_main=is_main(),
-            **options,
-        )
+        return stages.train_stage(config, stage, Path(run), here, fresh, tensorboard, team)
     finally:
-        checkpoints.wait()
+        team.files.wait()

@@ -19,9 +19,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..config import TrainConfig
-from ..flex import allow_kernels
-from ..optim import AdamW, Average, parameter_groups
+from minidalle.attention.flex import allow_kernels
+from minidalle.config import TrainConfig
+from minidalle.training.optim import AdamW, Average, parameter_groups
 
 
 def stochastic_round(x: Tensor, bits: Tensor) -> Tensor:

@@ -1,128 +1,124 @@
-"""What fits on a cluster, how long does it take, and what should be changed?
+"""What fits on GPUs, how long does it take, and what should be changed? Arithmetic; nothing runs.
 
-Arithmetic (arithmetic.py), checked against fake tensors run through the real model (footprint.py).
-
-Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.4 and appendix E.
+Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.4 and appendix E; the GPUs' data sheets.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
 
-from ..config import Config
-from . import footprint
-from .arithmetic import (
-    SCHEMES,
-    Scheme,
-    forward_flops,
-    full_cache_bytes,
-    network_bytes,
-    parameters,
-    sampling_bytes,
-    states,
-    training_bytes,
-    training_flops,
-)
-from .card import CARDS, GIB, MOST, RESERVE, Card, card_table, fit_sampling, sizes
-from .powersgd import paper_rank, saving
+import torch
 
-__all__ = ["Plan", "card_table", "plan", "table"]
+from minidalle import models
+from minidalle.config import PRESETS, CLIPConfig, Config, DVAEConfig
+from minidalle.scale import arithmetic
+from minidalle.scale.arithmetic import SCHEMES
+from minidalle.scale.powersgd import paper_rank, saving
 
+GIB = 2**30
+USABLE = 0.96 * GIB  # bytes of a GPU's GiB: the driver and the allocator take the rest
+MOST = 4096  # no larger batch is asked for
 PAPER_UPDATES = 430_000
+
+
+class GPU(NamedTuple):
+    """Memory in GiB and dense bfloat16 or float16 TFLOP/s, by the data sheet."""
+
+    memory: float
+    tflops: float
+
+
+GPUS = {
+    "h200": GPU(139, 989),
+    "h100": GPU(79, 989),
+    "a100": GPU(79, 312),
+    "v100": GPU(15.8, 125),
+    "rtx4090": GPU(23.6, 165),
+    "rtx3060": GPU(11.6, 51),
+}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The answer to one question. Bytes are per GPU, times in seconds, operations per update."""
+    """Training the prior on some GPUs of one kind, and what that takes."""
 
     config: Config
     gpus: int
+    batch: int  # pairs per update, over all GPUs
+    name: str  # of the kind of GPU
     per_node: int
-    batch: int
-    card: Card
-    utilisation: float
-    parts: int  # how many parts a GPU's share of the batch is computed in
-    parameters: dict[str, int]
-    flops: int  # the model's, forward and backward
-    work: int  # the machine's, with what checkpointing repeats
-    memory: dict[str, int]
-    network: int  # gradient bytes per GPU and update between nodes
-    network_compressed: int
-    seconds: float  # one update
-    days: float  # for the configuration's updates
-    paper_days: float  # for the paper's 430,000
-    advice: list[str]
-    tracked: dict[str, int] | None  # torch's tracker over a few layers, and arithmetic for them
+    utilisation: float  # the model's operations per second over the GPU's peak
+    parts: int = 1  # in which a GPU computes its share of the batch
+
+    @property
+    def gpu(self) -> GPU:
+        """The kind of GPU."""
+        return GPUS[self.name]
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of one GPU, by part."""
+        return prior_bytes(self.config, self.batch // self.gpus // self.parts, self.per_node)
 
     @property
     def fits(self) -> bool:
-        """Does an update fit into the card's memory?"""
-        return sum(self.memory.values()) <= self.card.memory * GIB * (1 - RESERVE)
+        """Does an update fit into a GPU's memory?"""
+        return sum(self.memory.values()) <= self.gpu.memory * USABLE
+
+    @property
+    def flops(self) -> int:
+        """The model's operations in one update, forward and backward."""
+        return arithmetic.training_flops(self.config.dalle) * self.batch
+
+    @property
+    def seconds(self) -> float:
+        """Duration of one update."""
+        return self.flops / (self.gpus * self.gpu.tflops * 1e12 * self.utilisation)
+
+    @property
+    def days(self) -> float:
+        """Duration of the configuration's updates."""
+        return self.seconds * self.config.train_dalle.steps / 86400
 
 
 def plan(
     config: Config,
     gpus: int = 8,
     batch: int | None = None,
-    card: str = "h200",
+    gpu: str = "h200",
     per_node: int = 8,
     utilisation: float = 0.4,
-    compress: bool = False,
-    check: bool = True,
 ) -> Plan:
-    """Work out training the prior of `config` on `gpus` cards of one kind, per_node to a machine.
+    """Work out training the prior of `config` on `gpus` GPUs of one kind, per_node to a machine.
 
-    batch: pairs per update over all GPUs; None is the configuration's. utilisation: model FLOPs
-    per second over the card's peak. compress: count PowerSGD's buffers. check: also let torch's
-    memory tracker watch fake tensors (some seconds).
-    Raises ValueError where numbers do not divide, or the card is unknown.
+    batch: pairs per update over all GPUs; None is the configuration's.
+    Raises ValueError where numbers do not divide, or the GPU is unknown.
     """
-    c, batch = config.dalle, config.train_dalle.batch_size if batch is None else batch
-    if card not in CARDS:
-        raise ValueError(f"unknown card {card!r}; choose from {', '.join(CARDS)}")
+    batch = config.train_dalle.batch_size if batch is None else batch
     per_node = min(per_node, gpus)
+    if gpu not in GPUS:
+        raise ValueError(f"unknown GPU {gpu!r}; choose from {', '.join(GPUS)}")
     if gpus < 1 or batch < 1 or gpus % per_node or batch % gpus:
         raise ValueError(
             f"batch={batch} must divide among gpus={gpus}, and those into nodes of {per_node}"
         )
-    share, precision = batch // gpus, config.train_dalle.precision
-
-    def memory_for(size: int) -> dict[str, int]:
-        return training_bytes(c, size, per_node, SCHEMES[0], precision, compress)
-
-    parts = _parts(share, lambda size: sum(memory_for(size).values()), CARDS[card])
-    flops, work = training_flops(c) * batch, training_flops(c, recompute=True) * batch
-    seconds = flops / (gpus * CARDS[card].tflops * 1e12 * utilisation)
-    rank = paper_rank(c.width)
-    made = Plan(
-        config, gpus, per_node, batch, CARDS[card], utilisation, parts, parameters(c), flops, work,
-        memory_for(share // parts), network_bytes(c, per_node), network_bytes(c, per_node, rank),
-        seconds, seconds * config.train_dalle.steps / 86400, seconds * PAPER_UPDATES / 86400, [],
-        _track(config, share // parts, per_node) if check and per_node > 1 else None,
-    )  # fmt: skip
-    return replace(made, advice=_advice(made))
+    made = Plan(config, gpus, batch, gpu, per_node, utilisation)
+    share = batch // gpus
+    for parts in (n for n in range(1, share + 1) if share % n == 0):  # the fewest that fit
+        made = replace(made, parts=parts)
+        if made.fits:
+            break
+    return made
 
 
-def _parts(share: int, need, card: Card) -> int:
-    """The fewest equal parts of a share of the batch that fit; all single pairs if none does."""
-    for parts in range(1, share + 1):
-        if share % parts == 0 and need(share // parts) <= card.memory * GIB * (1 - RESERVE):
-            return parts
-    return share
+def prior_bytes(config: Config, batch: int, slices: int = 1, scheme=SCHEMES[0]) -> dict[str, int]:
+    """Return what training the prior takes on one GPU; see arithmetic.training_bytes."""
+    precision = config.train_dalle.precision.replace("auto", "bfloat16")  # see train.autocast
+    return arithmetic.training_bytes(config.dalle, batch, slices, scheme, precision)
 
 
-def _track(config: Config, batch: int, slices: int) -> dict[str, int] | None:
-    """Bytes of the worst moment of a few layers, by torch's tracker and by our arithmetic."""
-    few = replace(config.dalle, n_layers=footprint.LAYERS)
-    scheme = Scheme("", moments=0, average=0)  # the tracker watches no optimiser
-    ours = sum(training_bytes(few, batch, slices, scheme).values())
-    question = {"preset": config.preset, "overrides": sizes(config)}
-    try:
-        found = footprint.measure("tracked", question | {"batch": batch, "slices": slices})
-    except RuntimeError:
-        return None  # the tracker is no public part of torch: a later version may lack it
-    return {"tracked": found["total"], "arithmetic": ours}
-
-
-def _advice(p: Plan) -> list[str]:
+def advice(p: Plan) -> list[str]:
     """What to change where it does not fit, and what to mind where it does."""
     c, lines = p.config.dalle, []
     if p.parts > 1:
@@ -133,75 +129,161 @@ def _advice(p: Plan) -> list[str]:
         if p.per_node < 8:
             lines.append(f"more GPUs per machine: weights and moments divide by {p.per_node} now")
         for scheme in SCHEMES[1:]:
-            need = training_bytes(c, 1, p.per_node, scheme, p.config.train_dalle.precision)
-            if sum(need.values()) <= p.card.memory * GIB * (1 - RESERVE):
-                lines.append(f"{scheme.name}: {sum(need.values()) / GIB:.1f} GiB with one pair")
+            need = sum(prior_bytes(p.config, 1, p.per_node, scheme).values())
+            if need <= p.gpu.memory * USABLE:
+                lines.append(f"{scheme.name}: {need / GIB:.1f} GiB with one pair")
                 break
         else:
-            lines.append("no scheme fits this card: fewer layers or heads, or a larger card")
+            lines.append("no scheme fits this GPU: fewer layers or heads, or a larger GPU")
     if p.gpus > p.per_node:
-        saved = 1 - p.network_compressed / p.network
-        lines.append(f"between nodes, --compress -1 sends {saved:.0%} fewer gradient bytes")
+        whole, thin = (arithmetic.network_bytes(c, p.per_node, r) for r in (0, paper_rank(c.width)))
+        lines.append(
+            f"between nodes, --compress -1 sends {1 - thin / whole:.0%} fewer gradient bytes"
+        )
     return lines
 
 
 def table(p: Plan) -> str:
     """Return a plan as text for the terminal."""
-    c, total = p.config.dalle, sum(p.parameters.values())
-    forward = forward_flops(c)
-    need = sum(p.memory.values())
-    lines = [
-        f"{p.config.preset}: {c.n_layers} layers, width {c.width}, {states(c)} states, on {p.gpus} "
-        f"× {p.card.name} ({p.per_node} per machine), batch {p.batch}",
-        "",
-        "parameters",
-        *(f"  {name:<30}{n:>18,}" for name, n in p.parameters.items()),
-        f"  {'all':<30}{total:>18,}",
-        "floating-point operations",
-        *(f"  {name + ', forward, one pair':<30}{n:>18.3e}" for name, n in forward.items()),
-        f"  {'one update, forward+backward':<30}{p.flops:>18.3e}",
-        f"  {'the machine, with recompute':<30}{p.work:>18.3e}",
-        f"memory per GPU, GiB ({p.batch // p.gpus // p.parts} pairs at once)",
-        *(f"  {name:<30}{n / GIB:>18.2f}" for name, n in p.memory.items() if n),
-        f"  {'all':<30}{need / GIB:>18.2f}  "
-        + (f"fits {p.card.memory:g}" if p.fits else f"DOES NOT FIT {p.card.memory:g}"),
-        *(_network_lines(p) if p.gpus > p.per_node else ()),
-        f"time, at {p.utilisation:.0%} of {p.card.tflops:g} TFLOP/s",
-        f"  {'one update, s':<30}{p.seconds:>18.3g}",
-        f"  {f'{p.config.train_dalle.steps:,} updates, days':<30}{p.days:>18.3g}",
-    ]
-    if p.config.train_dalle.steps != PAPER_UPDATES:
-        lines.append(f"  {f'{PAPER_UPDATES:,} updates, days':<30}{p.paper_days:>18.3g}")
-    if p.tracked:
-        ours, theirs = p.tracked["arithmetic"] / GIB, p.tracked["tracked"] / GIB
-        lines.append(
-            f"check: {footprint.LAYERS} layers of fake tensors peak at {theirs:.2f} GiB without "
-            f"moments, arithmetic says {ours:.2f}"
-        )
-    lines += _sampling_lines(p) + [f"to do: {line}" for line in p.advice]
-    return "\n".join(lines)
+    c, steps, counts = (
+        p.config.dalle,
+        p.config.train_dalle.steps,
+        arithmetic.parameters(p.config.dalle),
+    )
+    forward, work = arithmetic.forward_flops(c), arithmetic.training_flops(c, recompute=True)
+    verdict = f"{'fits' if p.fits else 'DOES NOT FIT'} {p.gpu.memory:g}"
+    rows: list[tuple] = [
+        (f"{p.config.preset}: {c.n_layers} layers, width {c.width}, {arithmetic.states(c)} states, "
+         f"on {p.gpus} × {p.name} ({p.per_node} per machine), batch {p.batch}\n\nparameters",),
+        *((name, f"{n:,}") for name, n in counts.items()),
+        ("all", f"{sum(counts.values()):,}"),
+        ("floating-point operations",),
+        *((f"{name}, forward, one pair", f"{n:.3e}") for name, n in forward.items()),
+        ("one update, forward+backward", f"{p.flops:.3e}"),
+        ("the machine, with recompute", f"{work * p.batch:.3e}"),
+        (f"memory per GPU, GiB ({p.batch // p.gpus // p.parts} pairs at once)",),
+        *((name, f"{n / GIB:.2f}") for name, n in p.memory.items() if n),
+        ("all", f"{sum(p.memory.values()) / GIB:.2f}", verdict),
+    ]  # fmt: skip
+    if p.gpus > p.per_node:
+        rank = paper_rank(c.width)
+        whole, thin = (arithmetic.network_bytes(c, p.per_node, r) / GIB for r in (0, rank))
+        papers = f"(the paper counts {saving(rank, c.width):.1%} of the blocks' saved)"
+        rows += [("gradients between machines, per GPU and update",)]
+        rows += [("whole, GiB", f"{whole:.2f}")]
+        rows += [(f"PowerSGD rank {rank}, GiB", f"{thin:.2f}", papers)]
+    rows += [(f"time, at {p.utilisation:.0%} of {p.gpu.tflops:g} TFLOP/s",)]
+    rows += [("one update, s", f"{p.seconds:.3g}")]
+    for n in sorted({steps, PAPER_UPDATES}):
+        rows += [(f"{n:,} updates, days", f"{p.seconds * n / 86400:.3g}")]
+    rows += [*_sampling_rows(p), *((f"to do: {line}",) for line in advice(p))]
+    lines = [r[0] if len(r) == 1 else f"  {r[0]:<30}{r[1]:>18}  {''.join(r[2:])}" for r in rows]
+    return "\n".join(line.rstrip(" ") for line in lines)
 
 
-def _sampling_lines(p: Plan) -> list[str]:
-    """How many pictures of one caption one card draws at once; 512 is the paper's number."""
-    c, fit = p.config.dalle, fit_sampling(p.config, p.card.memory * GIB * (1 - RESERVE))
+def _sampling_rows(p: Plan) -> list[tuple]:
+    """How many images of one caption a GPU draws at once; 512 is the paper's number."""
+    c, fit = p.config.dalle, fit_sampling(p.config, p.gpu.memory)
     if not fit.batch:
-        return [f"sampling needs {fit.least:.1f} GiB for one picture: DOES NOT FIT"]
-    two, one = (sum(sampling_bytes(c, n).values()) for n in (2, 1))
-    return [
-        f"sampling on one card, bfloat16: {fit.batch}{'+' if fit.batch == MOST else ''} pictures "
-        f"of one caption at once, 512 in {-(-512 // fit.batch)} batches",
-        f"  {'each picture, GiB':<30}{(two - one) / GIB:>18.3f}"
-        f"  (a cache of every state: {full_cache_bytes(c, 1) / GIB:.3f})",
-    ]
+        return [(f"sampling needs {fit.least:.1f} GiB for one image: DOES NOT FIT",)]
+    two, one = (sum(arithmetic.sampling_bytes(c, n).values()) for n in (2, 1))
+    full = f"(a cache of every state: {arithmetic.full_cache_bytes(c, 1) / GIB:.3f})"
+    batches = f"{fit.size} images of one caption at once, 512 in {-(-512 // fit.batch)} batches"
+    each = ("each image, GiB", f"{(two - one) / GIB:.3f}", full)
+    return [(f"sampling on one GPU, bfloat16: {batches}",), each]
 
 
-def _network_lines(p: Plan) -> list[str]:
-    width = p.config.dalle.width
-    rank = paper_rank(width)
-    return [
-        "gradients between machines, per GPU and update",
-        f"  {'whole, GiB':<30}{p.network / GIB:>18.2f}",
-        f"  {f'PowerSGD rank {rank}, GiB':<30}{p.network_compressed / GIB:>18.2f}"
-        f"  (the paper counts {saving(rank, width):.1%} of the blocks' saved)",
-    ]
+# ---------------------------------------------------------------- one GPU, every stage
+
+
+class Fit(NamedTuple):
+    """What one stage does on one GPU: the largest batch, and how."""
+
+    stage: str
+    how: str
+    batch: int  # 0: does not fit
+    least: float  # GiB for a batch of one
+
+    @property
+    def size(self) -> str:
+        """The batch as it is printed."""
+        return f"{self.batch}{'+' if self.batch == MOST else ''}"
+
+
+def _fit(stage: str, how: str, gib: float, need: Callable[[int], float]) -> Fit:
+    """Find the largest batch, up to MOST, whose bytes fit."""
+    low, high = 0, MOST + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if need(middle) <= gib * USABLE else (low, middle)
+    return Fit(stage, how, low, need(1) / GIB)
+
+
+def fit_sampling(config: Config, gib: float) -> Fit:
+    """Return how many images of one caption are drawn at once."""
+    c, how = config.dalle, "bfloat16, windowed cache, one caption"
+    return _fit("sample", how, gib, lambda n: sum(arithmetic.sampling_bytes(c, n).values()))
+
+
+def fit_prior(config: Config, gib: float) -> Fit:
+    """Return the first way to train the prior that fits, else the one that takes least."""
+    fits = []
+    for scheme in SCHEMES:
+        for checkpointing in (False, True):
+            c = replace(config, dalle=replace(config.dalle, checkpointing=checkpointing))
+            how = scheme.name + (", checkpointing" if checkpointing else "")
+
+            def need(n: int, c=c, scheme=scheme) -> int:
+                return sum(prior_bytes(c, n, 1, scheme).values())
+
+            fits.append(_fit("train dalle", how, gib, need))
+    return next((fit for fit in fits if fit.batch), min(fits, key=lambda fit: fit.least))
+
+
+def fit_other(config: Config, stage: str, gib: float) -> Fit:
+    """Return how the dVAE or CLIP trains."""
+    weights, example = activations(getattr(config, stage))
+    # Per parameter: weight, gradient, two moments, average, bfloat16 copy. 1.5: passing gradients.
+    how = "float32 AdamW, bfloat16 compute"
+    return _fit(f"train {stage}", how, gib, lambda n: 22 * weights + 1.5 * n * example)
+
+
+@lru_cache
+def activations(c: DVAEConfig | CLIPConfig) -> tuple[int, int]:
+    """Return the parameters of a dVAE or CLIP and the bytes that one more example keeps.
+
+    Measured in bfloat16 on fake tensors, which have a shape but no data.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    sizes = []
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16):
+        model = models.CLASSES[type(c)](c)
+        own = {p.untyped_storage()._cdata for p in model.parameters()}
+        for n in (2, 3):
+            kept, images = [], torch.zeros(n, 3, c.image_size, c.image_size)
+            with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda t: t):
+                if isinstance(c, DVAEConfig):
+                    model.loss({"images": images}, 0)
+                else:
+                    text = torch.zeros(n, c.context_length, c.text_width, requires_grad=True)
+                    model.visual(images), model.transformer(text)
+            storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
+            sizes.append(sum(n for storage, n in storages.items() if storage not in own))
+    return sum(p.numel() for p in model.parameters()), sizes[1] - sizes[0]
+
+
+def gpu_table(config: Config | None, gib: float) -> str:
+    """Return what fits on one GPU of `gib` GiB as text; config None shows every preset.
+
+    Raises ValueError where gib is not positive.
+    """
+    if gib <= 0:
+        raise ValueError(f"a GPU has a positive number of GB, got {gib}")
+    lines = [f"on a GPU of {gib:g} GB:  (batch 0: does not fit; 'least' is GiB for a batch of 1)"]
+    lines.append(f"{'preset':<8}{'what':<14}{'batch':>6}{'least':>9}  how")
+    for c in PRESETS.values() if config is None else [config]:
+        others = [fit_other(c, stage, gib) for stage in ("dvae", "clip")]
+        for f in (*others, fit_prior(c, gib), fit_sampling(c, gib)):
+            lines.append(f"{c.preset:<8}{f.stage:<14}{f.size:>6}{f.least:>9.2f}  {f.how}")
+    return "\n".join(lines)

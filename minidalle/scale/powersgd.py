@@ -25,9 +25,9 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import (
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
-from ..dalle import DALLE
-from .precision import ResblockScales
-from .sharding import units
+from minidalle.dalle import DALLE
+from minidalle.scale.precision import ResblockScales
+from minidalle.scale.sharding import units
 
 STORES = ("error_dict", "p_memory_dict", "q_memory_dict")  # where torch's state keeps tensors
 PAPER_RANKS = {1920: 512, 2688: 640, 3968: 896}  # width -> R (table 1)

@@ -24,8 +24,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from ..dalle import DALLE
-from ..transformer import initial_value
+from minidalle.dalle import DALLE
+from minidalle.transformer import initial_value
 
 MEASURES = ("loss", "log_likelihood")  # methods of DALLE, beside forward, that read its weights
 

@@ -1,0 +1,205 @@
+"""What does an image show? A small classifier reads its attributes: shape, colour, digit, class.
+
+N images, S side in pixels, F features, A answers of all attributes together. The judge never sees
+CLIP, the dVAE or the prior: it learns from true images and their attributes alone, held-out pairs
+included where they can be drawn, so it can mark images of every pair.
+Source: ours; the task is that of section 3.1 of Ramesh et al. 2021, where people were the judges.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minidalle.data import shapes
+from minidalle.files import load_tensors, save_model
+
+WIDTHS = (32, 48, 64, 64)  # channels; every stage after the first halves the side
+N_FEATURES = 96
+
+
+class Judge(nn.Module):
+    """A convolution for each of four widths, one hidden layer, one linear head per attribute.
+
+    values maps an attribute's name to its possible answers, in the order of the head's outputs.
+    blocks: residual blocks after each convolution, for photographs; drawings need none.
+    """
+
+    def __init__(
+        self,
+        values: dict[str, tuple[str, ...]],
+        image_size: int = 32,
+        widths: Sequence[int] = WIDTHS,
+        blocks: int = 0,
+    ):
+        super().__init__()
+        if image_size % 8:
+            raise ValueError(f"{image_size=} is not a multiple of 8")
+        self.values = {name: tuple(answers) for name, answers in values.items()}
+        self.image_size, self.widths, self.n_blocks = image_size, tuple(widths), blocks
+        self.convs = nn.ModuleList(
+            nn.Conv2d(n_in, n_out, 3, stride=1 if i == 0 else 2, padding=1)
+            for i, (n_in, n_out) in enumerate(zip((3, *widths[:-1]), widths, strict=True))
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*(Block(width) for _ in range(blocks))) for width in widths
+        )
+        self.hidden = nn.Linear(widths[-1] * (image_size // 8) ** 2, N_FEATURES)
+        self.head = nn.Linear(N_FEATURES, sum(len(a) for a in self.values.values()))
+        for layer in (*self.convs, self.hidden):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return (N, F): the layer before the heads, for the Fréchet distance and the nearest.
+
+        images (N, 3, S, S) float in [0, 1]. Raises ValueError for another shape or for integers.
+        """
+        want = (3, self.image_size, self.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != want or not images.is_floating_point():
+            raise ValueError(
+                f"images must be float (N, {', '.join(map(str, want))}), "
+                f"got {images.dtype} {tuple(images.shape)}"
+            )
+        x = 2 * images - 1
+        for conv, blocks in zip(self.convs, self.blocks, strict=True):
+            x = blocks(F.relu(conv(x)))  # (N, width, S / 2**i, S / 2**i)
+        return F.relu(self.hidden(x.flatten(1)))  # (N, F)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the logits of each attribute, (N, answers)."""
+        logits = self.head(self.features(images))  # (N, A)
+        parts = logits.split([len(a) for a in self.values.values()], dim=1)
+        return dict(zip(self.values, parts, strict=True))
+
+    @torch.no_grad()
+    def read(self, images: Tensor, batch_size: int = 256) -> dict[str, list[str]]:
+        """Name what images show: the likeliest answer of each attribute, one an image.
+
+        images (N, 3, S, S), uint8 or float in [0, 1].
+        """
+        found = {name: [] for name in self.values}
+        for part in images.split(batch_size):
+            for name, logits in self(as_float(part)).items():
+                found[name] += [self.values[name][i] for i in logits.argmax(1).tolist()]
+        return found
+
+    @torch.no_grad()
+    def all_features(self, images: Tensor, batch_size: int = 256) -> Tensor:
+        """As `features`, of many images, uint8 or float."""
+        return torch.cat([self.features(as_float(part)) for part in images.split(batch_size)])
+
+    def save(self, folder: str | Path) -> None:
+        """Write folder/model.safetensors, in 16-bit, and folder/config.json."""
+        config = dict(image_size=self.image_size, widths=self.widths, blocks=self.n_blocks)
+        weights = {
+            k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()
+        }
+        save_model(folder, weights, json.dumps(config | {"values": self.values}, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Judge":
+        """Read what `save` wrote. Raises ValueError when the folder holds no judge."""
+        folder = Path(folder)
+        missing = [n for n in ("model.safetensors", "config.json") if not (folder / n).is_file()]
+        if missing:
+            raise ValueError(f"no judge in {folder}: {' and '.join(missing)} missing")
+        judge = cls(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        weights = load_tensors(folder / "model.safetensors")[0]
+        judge.load_state_dict(weights)  # copies: float16 becomes float32
+        return judge.eval()
+
+
+class Block(nn.Module):
+    """A residual block: twice normalise, bend, convolve."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        convs = [nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(2)]
+        norms = [nn.BatchNorm2d(width) for _ in range(2)]
+        self.body = nn.Sequential(norms[0], nn.ReLU(), convs[0], norms[1], nn.ReLU(), convs[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def as_float(images: Tensor) -> Tensor:
+    """Images as float in [0, 1], whether they were or were uint8."""
+    return images / 255 if images.dtype == torch.uint8 else images
+
+
+def true_scenes(n: int, seed: int) -> shapes.Scenes:
+    """Draw n scenes of the toy world in which every (shape, colour) pair is equally likely."""
+    pairs = len(shapes.SHAPES) * len(shapes.COLOURS)
+    n_held_out = max(1, round(n * len(shapes.HELD_OUT) / pairs))
+    seen = shapes.draw(n - n_held_out, seed, "train")
+    held_out = shapes.draw(n_held_out, seed, "held_out")
+    return shapes.Scenes(
+        torch.cat([seen.images, held_out.images]),
+        seen.captions + held_out.captions,
+        seen.attributes + held_out.attributes,
+    )
+
+
+def roughen(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur and dim images a little, and add noise, as a good reconstruction might.
+
+    images (N, 3, S, S) in [0, 1]. Three in four are blurred, by up to 1 pixel; noise has a
+    standard deviation of up to 0.06, and each channel shifts by up to 0.04. What a person could
+    not read any more is never called readable: training goes no further than this.
+    """
+    u = torch.rand(len(images), 6, 1, 1, 1, generator=generator)
+    blurred = (u[:, 0] / 0.75).clamp(max=1) * (u[:, 1] < 0.75)  # weight of the blurred copy
+    x = images + blurred * (blur3(blur3(images)) - images)
+    x = x + 0.06 * u[:, 2] * torch.randn(x.shape, generator=generator)
+    x = x + 0.08 * (u[:, 3:, 0] - 0.5)  # one shift a channel
+    return x.clamp(0, 1)
+
+
+def blur3(images: Tensor) -> Tensor:
+    """Blur by the binomial window (1, 2, 1) / 4 along both axes: a radius of about 0.7 pixels."""
+    window = torch.tensor([0.25, 0.5, 0.25])
+    kernel = torch.outer(window, window).expand(3, 1, 3, 3)
+    return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
+
+
+def train_judge(
+    images: Tensor,
+    attributes: Sequence[dict[str, str]],
+    steps: int = 1200,
+    batch_size: int = 64,
+    lr: float = 2e-3,
+    seed: int = 0,
+    progress: Callable[[int, float], None] | None = None,
+    **network,
+) -> Judge:
+    """Teach a judge from true images, roughened afresh in every update.
+
+    images uint8 (N, 3, S, S); attributes has one dict for each, all with the same names.
+    progress(step, loss) is called after every update; network: widths and blocks, as `Judge`.
+    Same seed, same judge.
+    """
+    names = list(attributes[0])
+    values = {name: tuple(sorted({a[name] for a in attributes})) for name in names}
+    rows = [[values[k].index(a[k]) for k in names] for a in attributes]
+    target = torch.tensor(rows)  # (N, names)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        judge = Judge(values, images.shape[-1], **network)
+    generator = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(judge.parameters(), lr, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.1)
+    for step in range(steps):
+        pick = torch.randint(len(images), (batch_size,), generator=generator)
+        logits = judge(roughen(as_float(images[pick]), generator))
+        loss = sum(F.cross_entropy(logits[k], target[pick, i]) for i, k in enumerate(names))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if progress:
+            progress(step, loss.item())
+    return judge.eval()

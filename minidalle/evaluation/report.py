@@ -1,0 +1,233 @@
+"""One page with everything that was measured of a run, and the same numbers as JSON.
+
+N images, S side in pixels. Source: the figures of Ramesh et al. 2021, arXiv:2102.12092, section 3:
+samples, curves over candidates, distances over blur radii.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from torch import Tensor
+
+from minidalle import plot
+from minidalle.evaluation import metrics
+from minidalle.evaluation.candidates import Candidates, clip_features, reconstruct
+from minidalle.evaluation.judge import Judge
+from minidalle.evaluation.measure import ROWS, Cases, draw_all, evaluate, toy_cases
+from minidalle.files import write_text
+from minidalle.generate import Pipeline
+
+N_SHOWN = 8  # captions on a sheet
+N_NEAREST = 3  # training images beside each sample
+STYLE = """
+body { font: 16px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 1.5rem auto;
+  padding: 0 1rem; color: #1a1a1a; background: #fff; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: .3rem; color: #444; }
+th, td { border: 1px solid #bbb; padding: .25rem .6rem; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+img { max-width: 100%; }
+.pixels { image-rendering: pixelated; }
+"""
+NOTE = (
+    "Shares are percent with 95% intervals that count pairs of attributes, not captions. One "
+    "sample is the mean over all candidates; best of k is the mean over all subsets of size k."
+)
+TITLES = {"seen": "Seen pairs", "held_out": "Held-out pairs"}
+
+
+def report_run(
+    pipeline: Pipeline,
+    judge: Judge | None,
+    folder: str | Path,
+    training: Tensor,
+    cases: Mapping[str, Cases] | None = None,
+    n: int = 128,
+    candidates: int = 16,
+    seeds: int = 1,
+    seed: int = 0,
+) -> dict:
+    """Measure a run, show its samples, and look for copies among training (M, 3, S, S) uint8.
+
+    Writes folder/report.html and folder/report.json. Returns the numbers; arguments and errors
+    as `measure.evaluate`.
+    """
+    cases = toy_cases(n * seeds, seed) if cases is None else cases
+    drawn = draw_all(pipeline, cases, candidates, seeds, seed)
+    options = dict(seeds=seeds, seed=seed, training=training)
+    numbers = evaluate(pipeline, judge, cases, drawn, **options)
+    sheets = {}
+    for kind, some in cases.items():
+        title, samples = TITLES.get(kind, kind), drawn[kind].first()[:N_SHOWN]
+        rebuilt, _ = reconstruct(pipeline, some.images[:N_SHOWN])
+        sheets[f"{title}: samples"] = sample_sheet(some, rebuilt, drawn[kind])
+        features = {}
+        if pipeline.reranker is not None:
+            features["CLIP"] = [clip_features(pipeline, x) for x in (samples, training)]
+        if judge is not None:
+            features["the judge"] = [judge.all_features(x) for x in (samples, training)]
+        sheets[f"{title}: nearest training images"] = nearest_sheet(samples, training, features)
+    write_report(folder, f"Report of {Path(folder).name}", numbers, sheets)
+    return numbers
+
+
+def write_report(
+    folder: str | Path, title: str, numbers: Mapping, sheets: Mapping[str, str] | None = None
+) -> Path:
+    """Write folder/report.html and folder/report.json from what `measure.evaluate` returned.
+
+    sheets maps headings to more HTML: sheets of images (`sample_sheet`, `nearest_sheet`).
+    Returns the page's path. Raises ValueError for a number that JSON cannot hold.
+    """
+    folder, settings = Path(folder), numbers["settings"]
+    text = json.dumps(numbers, indent=1, allow_nan=False) + "\n"
+    shown = ", ".join(f"{k} {v}" for k, v in settings.items())
+    parts = [f"<h1>{escape(title)}</h1><p>Settings: {escape(shown)}. {NOTE}</p>"]
+    for kind, found in numbers["kinds"].items():
+        name = TITLES.get(kind, kind)
+        parts.append(f"<h2>{escape(name)}: {found['n']} captions</h2>")
+        parts += _tables(found, settings.get("candidates", 1))
+        if "frechet" in found:
+            curves = {k: _curve(v) for k, v in found["frechet"].items()}
+            axes = ("blur radius, pixels", "judge's Fréchet distance")
+            figure = plot.show_curves(curves, *axes, name)
+            parts.append(image(figure, f"Fréchet distance over blur radii, {name}", "520"))
+    curves = {
+        TITLES.get(kind, kind): _curve({k: v["share"] for k, v in found["best_of"].items()})
+        for kind, found in numbers["kinds"].items()
+        if "best_of" in found
+    }
+    if curves:  # figure 9c of the paper, for this run
+        figure = plot.show_curves(curves, "candidates", "exact, best by CLIP", log="x")
+        parts.append(image(figure, "Share of exact images over the number of candidates", "520"))
+    for heading, sheet in (sheets or {}).items():
+        parts.append(f"<h2>{escape(heading)}</h2>{sheet}")
+    parts.append("<p>The same numbers, for programs: report.json.</p>")
+    write_text(folder / "report.json", text)
+    write_text(folder / "report.html", page(title, parts))
+    return folder / "report.html"
+
+
+def page(title: str, parts: Sequence[str], style: str = "") -> str:
+    """Return a whole HTML page that needs no other file."""
+    head = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n"
+    )
+    return head + "\n".join(parts) + "\n</body>\n</html>\n"
+
+
+def _tables(found: Mapping, candidates: int) -> list[str]:
+    """All numbers of one kind of captions, as HTML tables."""
+    tables = []
+    if "one" in found:
+        rows = [
+            [title.format(candidates), *(_percent(mark) for mark in found[key].values())]
+            for key, title in ROWS.items()
+            if key in found
+        ]
+        tables.append(html_table(["judged right, %", *found["one"]], rows))
+    if "by_pair" in found:
+        ways = [way for way in ("one", "best") if way in next(iter(found["by_pair"].values()))]
+        rows = [
+            [pair, str(row["n"]), *(f"{100 * row[way]:.1f}" for way in ways)]
+            for pair, row in found["by_pair"].items()
+        ]
+        head = ["exact by pair, %", "captions", *(ROWS[way].format(candidates) for way in ways)]
+        tables.append(html_table(head, rows))
+    costs = {k: found.get(k, {}) for k in ("likelihood", "codebook", "reconstruction")}
+    rows = [[k.replace("_", " "), f"{v:.3f}"] for some in costs.values() for k, v in some.items()]
+    tables.append(html_table(["what an image costs and keeps", ""], rows))
+    rows = [[k, f"{v:.3f}"] for k, v in found.get("clip_score", {}).items()]
+    tables.append(html_table(["images", "CLIP score"], rows))
+    for key, what in (
+        ("frechet", "Fréchet distance by the judge's features (no FID), over blur radius"),
+        ("judge_score", "Inception score formula on the judge's answers"),
+    ):
+        rows = [[k, *(f"{x:.3g}" for x in v.values())] for k, v in found.get(key, {}).items()]
+        columns = list(next(iter(found[key].values()))) if rows else []
+        tables.append(html_table(["images", *columns], rows, what))
+    for name, counts in found.get("confusion", {}).items():
+        # the darker a cell, the more of its row it holds
+        shades = [[n / max(sum(row.values()), 1) for n in row.values()] for row in counts.values()]
+        rows = [[wanted, *map(str, row.values())] for wanted, row in counts.items()]
+        what = f"{name}: what the judge read, all candidates"
+        tables.append(html_table(["asked for", *counts], rows, what, shades))
+    return [table for table in tables if table]
+
+
+def _curve(values: Mapping[str, float]) -> tuple[list[int], list[float]]:
+    return [int(x) for x in values], list(values.values())
+
+
+def _percent(mark: Mapping) -> str:
+    return f"{100 * mark['share']:.1f} [{100 * mark['low']:.1f}, {100 * mark['high']:.1f}]"
+
+
+def html_table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str = "",
+    shades: Sequence[Sequence[float]] | None = None,
+    escaped: bool = False,
+) -> str:
+    """Return an HTML table, or nothing where there are no rows.
+
+    shades: how dark each cell but a row's first is, in [0, 1]. escaped: cells are HTML already.
+    """
+    if not rows:
+        return ""
+    lines = [f"<caption>{escape(caption)}</caption>"] if caption else []
+    lines.append("<tr>" + "".join(f'<th scope="col">{escape(h)}</th>' for h in head) + "</tr>")
+    for i, row in enumerate(rows):
+        cells = [cell if escaped else escape(cell) for cell in row]
+        colours = [""] * len(row)
+        if shades is not None:
+            style = ' style="background: rgba(0, 114, 178, {:.3f})"'
+            colours[1:] = [style.format(0.6 * shade) for shade in shades[i]]
+        tds = (f"<td{c}>{cell}</td>" for c, cell in zip(colours, cells, strict=True))
+        lines.append("<tr>" + "".join(tds) + "</tr>")
+    return f"<table>{''.join(lines)}</table>"
+
+
+def image(what, alt: str = "", width: str = "64") -> str:
+    """Return an image (3, S, S) or a figure as HTML that carries it inside."""
+    kind = ' class="pixels"' if isinstance(what, Tensor) else ""
+    return f'<img{kind} src="{plot.data_uri(what)}" alt="{escape(alt)}" width="{width}">'
+
+
+def sample_sheet(cases: Cases, rebuilt: Tensor, drawn: Candidates, n: int = N_SHOWN) -> str:
+    """Lay out captions, true images, reconstructions, one sample, the best one, as HTML."""
+    one, best = drawn.first(), drawn.best()
+    rows = [
+        [escape(caption), *(image(x) for x in (cases.images[i], rebuilt[i], one[i], best[i]))]
+        for i, caption in enumerate(cases.captions[:n])
+    ]
+    return html_table(["caption", "true", "rebuilt", "one sample", "best"], rows, escaped=True)
+
+
+def nearest_sheet(
+    samples: Tensor, training: Tensor, features: Mapping[str, Sequence[Tensor]] | None = None
+) -> str:
+    """Lay out samples beside the training images nearest to them: is anything copied?
+
+    samples (N, 3, S, S) in [0, 1]; training (M, 3, S, S) uint8; features: those of both, (N, F)
+    and (M, F), by the name of who made them. The numbers are root mean squared differences of
+    pixels in [0, 1], then cosines.
+    """
+    found = {"pixels": metrics.nearest_pixels(samples, training, N_NEAREST)}
+    for name, both in (features or {}).items():
+        found[name] = metrics.nearest_features(*both, N_NEAREST)
+    rows = []
+    for i, sample in enumerate(samples):
+        cells = [image(sample)]
+        for value, index in found.values():
+            near = zip(value[i].tolist(), index[i].tolist(), strict=True)
+            cells += [f"{image(training[j])}<br>{v:.3f}" for v, j in near]
+        rows.append(cells)
+    head = ["sample"] + [f"by {name}, {k + 1}" for name in found for k in range(N_NEAREST)]
+    return html_table(head, rows, escaped=True)

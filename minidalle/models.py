@@ -1,0 +1,130 @@
+"""Which class builds which part of a configuration; models built, and models read from files.
+
+Source: this project.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minidalle.attention import masks_are_constants
+from minidalle.clip import CLIP, ResidualAttentionBlock
+from minidalle.config import PRESETS, CLIPConfig, Config, DALLEConfig, DVAEConfig, from_json
+from minidalle.dalle import DALLE
+from minidalle.dvae import DiscreteVAE, Encoder
+from minidalle.files import CheckpointError, digest, load_tensors, read_metadata
+from minidalle.tokenizer import BPETokenizer
+from minidalle.transformer import Block
+
+NEEDS = {"tokenizer": (), "dvae": (), "dalle": ("tokenizer", "dvae"), "clip": ("tokenizer",)}
+CLASSES = {DVAEConfig: DiscreteVAE, DALLEConfig: DALLE, CLIPConfig: CLIP}
+
+
+class MissingStage(ValueError):
+    """A stage needs the product of an earlier one; the message names the command to run."""
+
+
+def product(stage: str) -> str:
+    """The file that a finished stage leaves in its folder."""
+    return "tokenizer.json" if stage == "tokenizer" else "model.safetensors"
+
+
+def make(part: DVAEConfig | DALLEConfig | CLIPConfig, **options) -> nn.Module:
+    """Make the model that a section of a configuration describes."""
+    return CLASSES[type(part)](part, **options)
+
+
+def build(config: Config, stage: str) -> nn.Module:
+    """Make the untrained model of a stage; its weights depend on config.seed alone."""
+    torch.manual_seed(config.seed)
+    model = make(getattr(config, stage), **({"seed": config.seed} if stage == "dalle" else {}))
+    if stage == "dvae":
+        model = model.to(memory_format=torch.channels_last)
+    if getattr(config, f"train_{stage}").compile:
+        fuse(model)
+    return model
+
+
+def fuse(model: nn.Module) -> None:
+    """Let torch.compile fuse each block of a model into few kernels, in place; names stay.
+
+    Blocks alike are compiled once. Call it before a model is sharded.
+    """
+    from minidalle.attention.flex import allow_kernels  # imports half of torch.compile
+
+    allow_kernels()
+    masks_are_constants()
+    for part in model.modules():
+        if isinstance(part, (Block, ResidualAttentionBlock, Encoder)):
+            part.compile(dynamic=False)
+    if isinstance(model, DiscreteVAE):  # its decoder is entered behind the first convolution
+        model.decode_vectors = torch.compile(model.decode_vectors, dynamic=False)
+
+
+def read_model(folder: str | Path) -> tuple[dict[str, Tensor], Config]:
+    """Return the weights of a finished stage, on the CPU, and the configuration that made it.
+
+    Raises FileNotFoundError where nothing was saved, CheckpointError where a file is damaged.
+    """
+    folder = Path(folder)
+    for name in ("model.safetensors", "config.json"):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"no {name} in {folder}: train this stage first")
+    try:
+        config = from_json((folder / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+    return load_tensors(folder / "model.safetensors")[0], config
+
+
+def digests(run: str | Path, stage: str) -> dict[str, str]:
+    """Return the digests of the files that a stage is made from, by earlier stage."""
+    return {name: digest(Path(run) / name / product(name)) for name in NEEDS[stage]}
+
+
+def check_made_from(run: str | Path, stage: str) -> None:
+    """Raise MissingStage where what a finished stage was made from has been made anew since.
+
+    Stages whose earlier ones are not there, or that do not say what they were made from, pass.
+    """
+    path = Path(run) / stage / product(stage)
+    if stage == "tokenizer":
+        return
+    made_from = json.loads(read_metadata(path).get("made_from", "{}"))
+    here = [name for name in made_from if (Path(run) / name / product(name)).is_file()]
+    now = digests(run, stage) if len(here) == len(NEEDS[stage]) else {}
+    if stale := [name for name in here if name in now and made_from[name] != now[name]]:
+        raise MissingStage(
+            f"the {stage} in {run} is stale: {' and '.join(stale)} was made anew since. Train "
+            f"it again: minidalle {stage} {_where(Path(run))} --fresh"
+        )
+
+
+def _where(run: Path) -> str:
+    return f"--preset {run.name}" if run.name in PRESETS else f"--run {run}"
+
+
+def load(run: str | Path, stage: str, device: str | torch.device = "cpu"):
+    """Load the product of a finished stage of a run: a BPETokenizer, or a model for evaluation.
+
+    CLIP comes with the run's tokenizer. Raises MissingStage, with the command to run, where it is
+    not there or stale; other errors as `read_model`.
+    """
+    run = Path(run)
+    if not (run / stage / product(stage)).is_file():
+        raise MissingStage(
+            f"no trained {stage} in {run}: train it first with `minidalle {stage} {_where(run)}`"
+        )
+    check_made_from(run, stage)
+    if stage == "tokenizer":
+        return BPETokenizer.load(run / stage / product(stage))
+    weights, config = read_model(run / stage)
+    if bad := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise CheckpointError(f"{run / stage}: {bad[0]} is not finite; train the stage again")
+    model = make(getattr(config, stage))
+    model.load_state_dict(weights)
+    if stage == "clip":
+        model.tokenizer = load(run, "tokenizer")
+    return model.to(device).eval()

@@ -1,0 +1,1 @@
+"""Loaders of checkpoints that others trained, one file a family."""

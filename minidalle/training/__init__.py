@@ -1,0 +1,1 @@
+"""Training's parts: optimiser, averaged weights, checkpoints, log."""

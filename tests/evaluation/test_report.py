@@ -1,0 +1,104 @@
+"""The report: one page with every number, and the same numbers as JSON."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from minidalle.evaluation.candidates import Candidates
+from minidalle.evaluation.measure import Cases
+from minidalle.evaluation.report import nearest_sheet, sample_sheet, write_report
+
+MARK = {"share": 0.875, "low": 0.529, "high": 0.978, "n": 8}
+FOUND = {
+    "n": 8,
+    "likelihood": {"bits_per_dim": 3.21987},
+    "codebook": {"codes_used": 77.0},
+    "clip_score": {"true": 0.31234},
+    "frechet": {"one": {"0": 4.5, "1": 2.25}},
+    "judge_score": {"one": {"shape": 6.75}},
+    "true": {"shape": MARK, "exact": MARK},
+    "one": {"shape": MARK, "exact": MARK},
+    "best": {"shape": MARK, "exact": MARK},
+    "confusion": {"shape": {"star": {"star": 3, "<ring>": 1}, "<ring>": {"star": 0, "<ring>": 4}}},
+    "best_of": {"1": MARK, "2": MARK},
+    "by_pair": {"<red> star": {"n": 3, "one": 0.29, "best": 0.5}},
+}
+NUMBERS = {"settings": {"candidates": 2, "seed": 0}, "kinds": {"seen": FOUND, "held_out": FOUND}}
+
+
+class Strict(HTMLParser):
+    """Every tag that is opened is closed, in order."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_shows_every_number_and_stands_alone(tmp_path):
+    page = write_report(tmp_path, "Report of <toy>", NUMBERS, {"More": "<p>a sheet</p>"})
+    text = page.read_text(encoding="utf-8")
+    Strict(text)
+    numbers = ("87.5 [52.9, 97.8]", "3.220", "77.000", "0.312", "2.25", "6.75", "29.0")
+    words = (
+        "Report of &lt;toy&gt;",
+        "&lt;ring&gt;",
+        "best of 2",
+        "Held-out pairs",
+        "a sheet",
+        "&lt;red&gt; star",
+    )
+    for shown in numbers + words:
+        assert shown in text
+    assert "<ring>" not in text
+    sources = re.findall(r'src="([^"]*)"', text)
+    assert len(sources) == 3 and all(s.startswith("data:image/png;base64,") for s in sources)
+    for source in sources:
+        assert base64.b64decode(source.split(",")[1]).startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "report.json").read_text()) == NUMBERS
+
+
+def test_what_was_not_measured_is_not_shown(tmp_path):
+    bare = {k: FOUND[k] for k in ("n", "likelihood", "codebook")}
+    numbers = {"settings": {"candidates": 1}, "kinds": {"photographs": bare}}
+    text = write_report(tmp_path, "Report", numbers).read_text(encoding="utf-8")
+    Strict(text)
+    assert "photographs: 8 captions" in text and "judged" not in text and "<img" not in text
+
+
+def test_numbers_that_json_cannot_hold_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_report(tmp_path, "Report", {"settings": {}, "kinds": {}, "x": float("nan")})
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_sheets_hold_the_right_pictures():
+    x = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 4, 4) * 20
+    sheet = nearest_sheet(
+        x[[3, 7]] / 255 + 0.001, x, {"CLIP": (torch.eye(10)[[3, 7]], torch.eye(10))}
+    )
+    Strict(sheet)
+    rows = [re.findall(r'src="([^"]*)"', row) for row in sheet.split("<tr>")[2:]]
+    assert [len(row) for row in rows] == [7, 7]
+    assert rows[0][1] == rows[0][4] and rows[1][1] == rows[1][4] and rows[0][1] != rows[1][1]
+    assert "0.001" in sheet and "1.000" in sheet
+
+    cases = Cases(x[:2], ["a <star>", "a ring"])
+    drawn = Candidates(torch.stack([x[2:4], x[4:6]], 1), torch.tensor([[0.1, 0.2], [0.4, 0.3]]))
+    sheet = sample_sheet(cases, x[6:8] / 255, drawn)
+    Strict(sheet)
+    first, second = (re.findall(r'src="([^"]*)"', row) for row in sheet.split("<tr>")[2:])
+    assert "a &lt;star&gt;" in sheet
+    assert len({*first, *second}) == 7 and second[2] == second[3]  # the second's first is its best

@@ -1,0 +1,153 @@
+"""Every notebook is whole: executed, small, described, and held against the package."""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+NAMES = (
+    "00_tour", "01_bpe", "02_dvae", "03_sparse_attention", "04_dalle", "05_clip", "06_generate",
+    "07_scaling",
+)  # fmt: skip
+MAX_BYTES = 250_000
+MAX_LINES, MAX_COLUMNS = 25, 79  # of a code cell; ruff.toml there says the same
+MIN_CHECKS = 5
+MIN_ALT = 40  # characters
+
+every = pytest.mark.parametrize("name", NAMES)
+
+
+def read(name: str):
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def text(notebook) -> str:
+    return "\n\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+
+
+def plain(source: str) -> str:
+    """Python without IPython's magics, which start with ! or %."""
+    return re.sub(r"^(\s*)[!%].*$", r"\1pass", source, flags=re.MULTILINE)
+
+
+def names_in(tree: ast.AST) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+def checks(notebook) -> int:
+    """Count asserts that use a name imported from minidalle, or one computed with such a name."""
+    ours, found = set(), 0
+    for cell in code_cells(notebook):
+        for node in ast.walk(ast.parse(plain(cell.source))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minidalle"):
+                ours |= {alias.asname or alias.name for alias in node.names}
+            elif isinstance(node, ast.Assign) and names_in(node.value) & ours:
+                ours |= {name for target in node.targets for name in names_in(target)}
+            elif isinstance(node, ast.Assert) and names_in(node.test) & ours:
+                found += 1
+    return found
+
+
+def test_the_folder_holds_the_eight_notebooks():
+    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == list(NAMES)
+
+
+@every
+def test_it_is_small_and_needs_no_special_kernel(name):
+    notebook = read(name)
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < MAX_BYTES
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}, "run `make notebooks`"
+
+
+@every
+def test_cell_ids_are_readable_and_unique(name):
+    ids = [cell.id for cell in read(name).cells]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[a-z][a-z0-9-]*", i) and not re.search(r"\d{3}", i) for i in ids), ids
+
+
+@every
+def test_it_was_executed_from_top_to_bottom(name):
+    cells = code_cells(read(name))
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        for output in cell.outputs:
+            expected = "raises-exception" in cell.metadata.get("tags", [])
+            assert output.output_type != "error" or expected, cell.id
+            assert output.get("name") != "stderr", f"{cell.id} prints to stderr: {output.text}"
+            assert not any("widget" in kind for kind in output.get("data", {})), cell.id
+
+
+@every
+def test_every_figure_says_in_words_what_it_shows(name):
+    for cell in code_cells(read(name)):
+        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            alt = cell.metadata.get("alt", "")
+            assert len(alt) >= MIN_ALT, f'{cell.id}: write its metadata "alt"'
+            assert cell.metadata["mystnb"]["image"]["alt"] == alt, "run `make notebooks`"
+
+
+@every
+def test_it_opens_with_what_it_needs_gives_and_takes(name):
+    cells = read(name).cells
+    title = cells[0].source
+    assert title.startswith(f"# {name[:2]} · ")
+    for word in ("**Needs**", "**Gives**", "**Run time**", f"{name}.ipynb"):
+        assert word in title, word
+    assert [cell.id for cell in cells[:3]] == ["title", "setup", "map"]
+
+
+def test_all_notebooks_are_set_up_by_the_same_lines():
+    setups = {read(name).cells[1].source.split("\n\n")[1] for name in NAMES}
+    assert len(setups) == 1
+    assert "torch" not in re.search(r"%pip install (.*)", setups.pop())[1], "Colab's own stays"
+
+
+@every
+def test_it_ends_with_three_exercises_and_their_solutions(name):
+    ids = [cell.id for cell in read(name).cells]
+    assert ids[-3:] == ["exercises", "exercise-check", "solutions"]
+    exercises, solutions = (read(name).cells[i].source for i in (-3, -1))
+    assert all(f"\n{n}. **" in exercises for n in (1, 2, 3))
+    assert "<details>" in solutions and "</details>" in solutions
+
+
+@every
+def test_it_is_checked_against_the_package(name):
+    assert checks(read(name)) >= MIN_CHECKS
+
+
+@every
+def test_code_cells_can_be_taken_in_at_a_glance(name):
+    for cell in code_cells(read(name)):
+        lines = cell.source.splitlines()
+        most = MAX_LINES + 5 * (cell.id == "setup")  # imports may be long
+        assert len(lines) <= most, f"{cell.id} has {len(lines)} lines"
+        assert max(map(len, lines)) <= MAX_COLUMNS, cell.id
+
+
+@every
+def test_links_to_files_lead_somewhere(name):
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text(read(name))):
+        assert "://" in link or (FOLDER / link).exists(), link
+
+
+@every
+@pytest.mark.slow
+def test_the_worked_solution_passes_the_exercise_check(name):
+    notebook = read(name)
+    solution = re.search(r"```python\n(.*?)```", notebook.cells[-1].source, re.DOTALL)[1]
+    check = notebook.cells[-2]
+    check.source = solution + check.source[check.source.index("\n\n\n") :]
+    run = {"metadata": {"path": FOLDER}}
+    NotebookClient(notebook, resources=run, timeout=300, kernel_name="python3").execute()
+    assert "exercise 2 is right" in check.outputs[0].text

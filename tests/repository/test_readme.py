@@ -1,0 +1,67 @@
+"""What the README says, held against the repository."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from minidalle.__main__ import build_parser
+from minidalle.config import PRESETS, get_config
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_link_inside_the_repository_leads_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in link]
+    assert len(links) > 20
+    missing = [link for link in links if not (ROOT / link).exists()]
+    assert not missing
+
+
+def test_every_make_target_exists():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"make ([a-z]+)\b", TEXT)) - {"is"}
+    assert {"demo", "test"} <= targets
+    assert [t for t in targets if not re.search(rf"^{t}:", makefile, re.M)] == []
+
+
+def test_every_command_line_parses():
+    found = re.findall(r"python3? -m minidalle ([^`\n]+)|bin/python -m minidalle ([^`\n]+)", TEXT)
+    commands = [a or b for a, b in found if "VERB" not in (a or b)]
+    assert len(commands) >= 4
+    for command in commands:
+        words = [w.strip('"') for w in re.findall(r'"[^"]*"|\S+', command)]
+        args = build_parser().parse_args(words)
+        get_config(args.preset, getattr(args, "overrides", []))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_presets_table_states_the_configuration(name):
+    row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{name}` |"))
+    c = PRESETS[name]
+    assert f"{c.data.image_size} px" in row
+    assert f"{c.dalle.text_len}" in row and f"{c.dalle.grid}×{c.dalle.grid}" in row
+
+
+@pytest.mark.parametrize("kind, label", [("seen", "seen in training"), ("held_out", "never seen")])
+def test_the_results_are_those_of_the_shipped_checkpoints(kind, label):
+    numbers = json.loads((ROOT / "data/checkpoints/toy/demo.json").read_text(encoding="utf-8"))
+    found = numbers["kinds"][kind]
+    row = next(line for line in TEXT.splitlines() if line.startswith(f"| {label} |"))
+    shown = re.findall(r"([\d.]+) %", row)
+    assert shown == [f"{100 * found[k]['exact']['share']:.1f}" for k in ("rebuilt", "one", "best")]
+    assert f"{found['n']} captions" in TEXT
+    assert f"best of {numbers['settings']['candidates']} by CLIP" in TEXT
+
+
+def test_the_map_counts_the_lines_of_its_modules():
+    rows = [line for line in TEXT.splitlines() if line.startswith("| [0")]
+    assert len(rows) == 8
+    for row in rows:
+        cells = row.strip("| ").split(" | ")
+        paths = [ROOT / link for link in re.findall(r"\]\((minidalle/[^)]+)\)", cells[1])]
+        files = [f for p in paths for f in ([p] if p.is_file() else sorted(p.glob("*.py")))]
+        lines = sum(len(f.read_text(encoding="utf-8").splitlines()) for f in files)
+        assert abs(int(cells[2]) - lines) <= 0.05 * lines, f"{cells[0]}: {lines} lines"
