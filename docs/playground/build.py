@@ -8,12 +8,10 @@ read from the config.json beside each model.
 
 import argparse
 import base64
-import importlib
 import json
 import struct
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
@@ -78,40 +76,31 @@ def collect(folder: Path) -> dict:
     }
 
 
-def world(name: str) -> ModuleType:
-    """Return the module that draws a world, wherever the package keeps it."""
-    for place in (f"minidalle.data.{name}", f"minidalle.{name}"):
-        try:
-            return importlib.import_module(place)
-        except ModuleNotFoundError:
-            continue
-    raise ValueError(f"the package has no world {name!r}")
-
-
 def examples(data: str) -> dict:
     """Return a world's first caption, its synonyms, and the captions of "Try to fool it"."""
+    from minidalle.data import digits, shapes  # not at the top: main() may have to find the package
+
     if data == "shapes":
-        shapes = world("shapes")
+        synonyms = shapes.SYNONYMS
         where = "in the middle on a white background"
         held_out = [f"a large {colour} {shape} {where}" for shape, colour in shapes.HELD_OUT]
         first = "a large red heart in the middle on a white background"
         two = "a large red circle and a small blue square on a white background"
         single = "Every training image holds exactly one object"
     elif data == "mnist":
-        digits = world("digits")
+        synonyms = digits.SYNONYMS
         pairs = sorted(digits.held_out(digits.DIGITS))
         held_out = [f"a {c} {d} on a black background" for d, c in pairs]
         first = "a green seven on a black background"
         two = "a red three, a blue five and a green eight on a white background"
         single = "No training image holds more than two digits"
-        shapes = digits
     else:
         raise ValueError(f"the page has captions for shapes and mnist, not for {data!r}")
     held_out = sorted(caption.replace("a orange", "an orange") for caption in held_out)
     unknown = first.replace("heart", "dinosaur").replace("seven", "dinosaur")
     return {
         "first": first,
-        "synonyms": {value: list(words) for value, words in shapes.SYNONYMS.items()},
+        "synonyms": {value: list(words) for value, words in synonyms.items()},
         "held_out": held_out,
         "two": {"caption": two, "why": single},
         "unknown": {"caption": unknown, "word": "dinosaur"},

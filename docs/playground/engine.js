@@ -427,16 +427,14 @@ function project(x, { shape: [, E], data }) {
 /** Push the logits of the caption away from those of no caption: u + guidance * (c - u). */
 const guide = (caption, nothing, s) => caption.map((c, i) => nothing[i] + s * (c - nothing[i]));
 
-/** Logits with -Infinity outside the top_k likeliest and outside the top_p nucleus, the fewest tokens
- *  that together have probability top_p or more. */
+/** Logits with -Infinity outside the top_k likeliest, of equal ones the first, and outside the nucleus
+ *  of what is left: the fewest tokens that together have probability top_p or more. */
 function restrict(logits, topK = null, topP = null) {
-  const out = Float32Array.from(logits);
-  if (topK !== null && topK < out.length) {
-    const least = Float32Array.from(out).sort()[out.length - topK];
-    for (let i = 0; i < out.length; i++) if (out[i] < least) out[i] = -Infinity;
-  }
+  if (topK === null && topP === null) return logits;
+  const out = Float64Array.from(logits), order = Array.from(out.keys()).sort((a, b) => out[b] - out[a]);
+  if (topK !== null) for (const token of order.slice(topK)) out[token] = -Infinity;
   if (topP !== null && topP < 1) {
-    const p = softmax(Float64Array.from(out)), order = Array.from(p.keys()).sort((a, b) => p[b] - p[a]);
+    const p = softmax(out.slice());
     let before = 0; // probability of all likelier tokens
     order.forEach((token, rank) => {
       if (rank > 0 && before >= topP) out[token] = -Infinity;
@@ -446,11 +444,12 @@ function restrict(logits, topK = null, topP = null) {
   return out;
 }
 
-/** The chance of each token to be drawn: softmax(logits / temperature); at 0 the likeliest for sure. */
-function chances(logits, temperature) {
+/** The chance of each token to be drawn: softmax(logits / temperature) of what top_k and top_p leave;
+ *  at temperature 0 the likeliest for sure. */
+function chances(logits, temperature, topK, topP) {
   const most = logits.reduce((a, b) => Math.max(a, b), -Infinity);
   if (temperature === 0) return Float64Array.from(logits, (_, i) => (i === logits.indexOf(most) ? 1 : 0));
-  return softmax(Float64Array.from(logits, (value) => (value - most) / temperature));
+  return softmax(restrict(Float64Array.from(logits, (value) => (value - most) / temperature), topK, topP));
 }
 
 /** Draw one token with one uniform number in [0, 1): where the sum of the chances first exceeds it. */
@@ -478,7 +477,7 @@ class Sampler {
 
   /** The chance of each code in the cell that follows `tokens`. */
   chances(tokens, { temperature = 1, topK = null, topP = null, guidance = 1 } = {}) {
-    return chances(restrict(this.predict(tokens, guidance), topK, topP), temperature);
+    return chances(this.predict(tokens, guidance), temperature, topK, topP);
   }
 
   /** Draw all cells after `prompt`; cell k uses draws[k]. Returns the tokens of all cells. */

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from chromium import Chromium, missing
-from test_playground_engine import TOY, build, write_odd_models
+from helpers.chromium import Chromium, missing
+from helpers.playground import TOY, build, write_odd_models
 
 AXE = "axe-core@4.10.3"
 READY = "document.documentElement.dataset.ready === 'yes'"

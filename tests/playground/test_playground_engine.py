@@ -1,40 +1,22 @@
 """The playground's engine under Node says what the package says, for any sizes of the models."""
 
-import dataclasses
-import importlib
 import json
 import random
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from helpers.playground import CAPTIONS, PLAYGROUND, ROOT, TOY, build, write_odd_models
 
 from minidalle.attention import column_mask, conv_mask, row_mask
-from minidalle.clip import CLIP
-from minidalle.config import get_config
-from minidalle.dalle import DALLE
-from minidalle.dvae import DiscreteVAE
+from minidalle.evaluation.judge import Judge
 from minidalle.generate import Pipeline, sample
-from minidalle.tokenizer import PAD, BPETokenizer, normalise
+from minidalle.tokenizer import PAD, normalise
 from minidalle.transformer import layer_kinds
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-PLAYGROUND = ROOT / "docs" / "playground"
-TOY = ROOT / "data" / "checkpoints" / "toy"
-sys.path.insert(0, str(PLAYGROUND))
-import build  # noqa: E402
-
-CAPTIONS = [
-    "a large red heart in the middle on a white background",
-    "small yellow ring, top left, navy background",
-    "on a grey background, a little violet plus in the lower right",
-]
 ODD = [
     "",
     "   ",
@@ -72,44 +54,6 @@ def many_captions(n: int) -> list[str]:
     return captions[:n]
 
 
-ODD_SIZES = {
-    "data": {"image_size": 24},
-    "tokenizer": {"vocab_size": 290},
-    "dvae": {"image_size": 24, "n_hid": 8, "n_blocks": 2, "gain": "none", "vocab_size": 37},
-    "dalle": {"text_vocab": 290, "text_len": 41, "image_vocab": 37, "grid": 6, "n_layers": 6},
-    "clip": {"image_size": 24, "patch_size": 6, "vision_width": 20, "vision_layers": 2},
-}
-ODD_SIZES["dvae"] |= {"n_init": 10}
-ODD_SIZES["dalle"] |= {"n_heads": 3, "head_dim": 10, "kernel": 5}
-ODD_SIZES["clip"] |= {"vision_heads": 5, "vocab_size": 292, "context_length": 45}
-ODD_SIZES["clip"] |= {"text_width": 18, "text_layers": 1, "text_heads": 2, "embed_dim": 7}
-
-
-def write_odd_models(folder: Path) -> Path:
-    """Write untrained models of other sizes than any preset's; no judge."""
-    torch.manual_seed(0)
-    sizes = [f"{part}.{k}={v}" for part, fields in ODD_SIZES.items() for k, v in fields.items()]
-    config = get_config("toy", sizes)
-    tokenizer = BPETokenizer.train(CAPTIONS * 3, 290)
-    tokenizer.save(folder / "tokenizer" / "tokenizer.json")
-    models = {
-        "dvae": DiscreteVAE(config.dvae),
-        "dalle": DALLE(config.dalle),
-        "clip": CLIP(config.clip),
-    }
-    for stage, model in models.items():
-        (folder / stage).mkdir()
-        if stage == "dalle":  # the small first weights would make attention and logits flat
-            for parameter in model.parameters():
-                parameter.data += 0.15 * torch.randn(parameter.shape)
-        weights = {name: value.half() for name, value in model.state_dict().items()}
-        save_file(weights, folder / stage / "model.safetensors")
-    for stage in ("tokenizer", *models):
-        text = json.dumps(dataclasses.asdict(config))
-        (folder / stage / "config.json").write_text(text)
-    return folder
-
-
 SETTINGS = [
     {"temperature": 0.0},
     {"temperature": 1.0},
@@ -126,14 +70,14 @@ SETTINGS = [
 
 def draw_cases(pipeline: Pipeline) -> tuple[list[dict], list[torch.Tensor]]:
     """Return what the engine is to draw, and what the package drew with the same numbers."""
-    cells, cases, drawn = pipeline.dalle.config.grid**2, [], []
+    cells, cases, drawn = pipeline.prior.config.grid**2, [], []
     texts = [pipeline.tokenizer.encode(caption) for caption in CAPTIONS]
     for seed, settings in enumerate(SETTINGS):
         ids, settings = texts[seed % len(texts)], dict(settings)
         prompt = drawn[-1].flatten()[: settings.pop("prompt", 0)] if drawn else None
         generator = torch.Generator().manual_seed(seed)
         draws = torch.rand(1, cells, generator=torch.Generator().manual_seed(seed))[0].tolist()
-        drawn.append(sample(pipeline.dalle, ids, 1, prompt=prompt, generator=generator, **settings))
+        drawn.append(sample(pipeline.prior, ids, 1, prompt=prompt, generator=generator, **settings))
         names = {"top_k": "topK", "top_p": "topP"}
         options = {names.get(name, name): value for name, value in settings.items()}
         known = [] if prompt is None else prompt.tolist()
@@ -164,15 +108,15 @@ def both(request, tmp_path_factory) -> SimpleNamespace:
     }
     (tmp / "content.json").write_text(json.dumps(build.collect(folder)))
     (tmp / "cases.json").write_text(json.dumps(cases))
-    command = ["node", Path(__file__).with_name("check.js"), PLAYGROUND]
+    command = ["node", ROOT / "tests" / "helpers" / "playground.js", PLAYGROUND]
     command += [tmp / "content.json", tmp / "cases.json"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
-    length, logits = pipeline.dalle.config.text_len - 1, []
+    length, logits = pipeline.prior.config.text_len - 1, []
     for stream in cases["streams"]:
         text = torch.tensor(stream["ids"] + [PAD] * (length - len(stream["ids"])))
         with torch.no_grad():
-            logits.append(pipeline.dalle(text[None], torch.tensor(stream["image"])[None]))
+            logits.append(pipeline.prior(text[None], torch.tensor(stream["image"])[None]))
     engine = json.loads(run.stdout)
     return SimpleNamespace(
         pipeline=pipeline, cases=cases, drawn=drawn, logits=logits, engine=engine, folder=folder
@@ -193,7 +137,7 @@ def test_logits_of_whole_streams_agree(both):
 
 
 def test_heads_look_only_where_the_masks_allow_and_as_much_as_one(both):
-    c, engine = both.pipeline.dalle.config, both.engine
+    c, engine = both.pipeline.prior.config, both.engine
     masks = {
         "row": row_mask(c.text_len, c.grid),
         "column": column_mask(c.text_len, c.grid),
@@ -212,6 +156,7 @@ def test_the_same_numbers_draw_the_same_samples(both):
     cases, found = both.cases["samples"], both.engine["samples"]
     for case, want, got in zip(cases, both.drawn, found, strict=True):
         assert got == want.flatten().tolist(), case["options"]
+    assert both.engine["ties"] == [0.5, 0.5, 0, 0]  # of equal logits the first
 
 
 def test_greedy_images_are_identical(both):
@@ -229,33 +174,24 @@ def test_a_cache_that_was_rewound_says_what_a_fresh_one_says(both):
 
 def test_decoded_images_agree(both):
     for tokens, got in zip(both.drawn, both.engine["images"], strict=True):
-        want = both.pipeline.dvae.decode(tokens)[0].permute(1, 2, 0).flatten()
+        want = both.pipeline.codebook.decode(tokens)[0].permute(1, 2, 0).flatten()
         assert (want - torch.tensor(got)).abs().max() < 1 / 255
 
 
 def test_clip_scores_agree(both):
     scores = both.engine["scores"]
     for i, (tokens, got) in enumerate(zip(both.drawn, scores, strict=True)):
-        image = both.pipeline.dvae.decode(tokens)
-        want = both.pipeline.score(CAPTIONS[i % len(CAPTIONS)], image).item()
+        image = both.pipeline.codebook.decode(tokens)
+        want = both.pipeline.score([CAPTIONS[i % len(CAPTIONS)]], image).item()
         assert abs(want - got) < 1e-3
-
-
-def load_judge(folder: Path):
-    for place in ("minidalle.evaluation.judge", "minidalle.judge"):
-        try:
-            return importlib.import_module(place).Judge.load(folder)
-        except ModuleNotFoundError:
-            continue
-    raise ModuleNotFoundError("the package has no judge")
 
 
 def test_the_judge_reads_the_same(both):
     if not (both.folder / "judge").is_dir():
         assert both.engine["readings"] is None
         return
-    images = torch.cat([both.pipeline.dvae.decode(tokens) for tokens in both.drawn])
-    for name, answers in load_judge(both.folder / "judge").read(images).items():
+    images = torch.cat([both.pipeline.codebook.decode(tokens) for tokens in both.drawn])
+    for name, answers in Judge.load(both.folder / "judge").read(images).items():
         assert [reading[name] for reading in both.engine["readings"]] == answers
 
 

@@ -1,4 +1,4 @@
-// Runs the playground's engine under Node: node check.js FOLDER CONTENT CASES, answers as JSON.
+// Runs the playground's engine under Node: node playground.js FOLDER CONTENT CASES, answers as JSON.
 "use strict";
 const fs = require("fs"), vm = require("vm");
 const [folder, contentFile, casesFile] = process.argv.slice(2);
@@ -33,6 +33,7 @@ const answer = vm.runInThisContext(`(() => {
     readings: judge ? images.map((image) => judge.read(image)) : null,
     masks: Object.fromEntries(["row", "column", "conv"].map((kind) => [kind, dalle.seen[kind]])),
     kinds: dalle.kinds,
+    ties: list(chances([1, 1, 1, 0], 1, 2, null)),
   };
   // A cache that was rewound, changed and continued says what a fresh one says.
   const { ids } = cases.streams[0], image = cases.streams[0].image.slice(0, -1), used = new Decoder(dalle, ids);
