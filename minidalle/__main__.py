@@ -9,12 +9,13 @@ import itertools
 import os
 import sys
 import time
+from collections.abc import Sized
 from pathlib import Path
 
 import torch
 
 from minidalle import data, plot, stages
-from minidalle.config import PRESETS, STAGES, Config, get_config, replace
+from minidalle.config import PRESETS, STAGES, Config, Typed, get_config, replace
 from minidalle.evaluation import demo
 from minidalle.models import MissingStage, read_model
 from minidalle.stages import SHIPPED, use_half_the_cores
@@ -178,12 +179,15 @@ def run_data(args: argparse.Namespace) -> None:
     """Load both splits, draw a sheet of pictures with captions."""
     config, run = _config(args), _run_folder(args)
     train, test = data.load(config, "train"), data.load(config, "test")
-    some = range(min(24, len(train)))
-    images = torch.stack([train[i][0] for i in some]).float() / 255
-    captions = [train[i][1] for i in some]
-    figure = plot.show_captioned(images, captions)
+    images, captions = data.first(train, 24)
+    figure = plot.show_captioned(images.float() / 255, captions)
     path = plot.save(figure, run / "data.png")
-    print(f"{len(train)} training and {len(test)} test pictures of {config.data.name!r}.")
+    n = len(train) if isinstance(train, Sized) else "streamed"
+    print(f"{n} training and {len(test)} test images of {config.data.name!r}.")
+    learnt = (run / "tokenizer" / "tokenizer.json").is_file()
+    tokenizer = stages.load_stage(run, "tokenizer") if learnt else None
+    if cut := data.cut_captions(train, tokenizer, config):
+        print(f"{cut[0].upper()}{cut[1:]}.")
     print(f"Wrote {path}. Next: python -m minidalle tokenizer {_options(args)}")
 
 
@@ -306,13 +310,13 @@ def run_evaluate(args: argparse.Namespace) -> None:
     pipeline = Pipeline.load(run, device=args.device)
     _, config = read_model(run / "dalle")
     if args.data:
-        own = replace(config.data, name="folder", folder=args.data)
+        own = replace(config.data, name="folder", folder=Typed(args.data))
         config = replace(config, data=own)
     train = data.load(config, "train")
     judge, cases = None, {"test": cases_of(data.load(config, "test"), args.n)}
     if config.data.name == "shapes":
         judge, cases = Judge.load(SHIPPED / "toy" / "judge"), None
-    some = torch.stack([train[i][0] for i in range(min(len(train), N_NEIGHBOURS))])
+    some, _ = data.first(train, N_NEIGHBOURS)
     out = _run_folder(args)
     numbers = report.report_run(
         pipeline, judge, out, some, cases, args.n, args.candidates, seed=args.seed

@@ -9,21 +9,22 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from minidalle.config import get_config
+from minidalle.config import get_config, to_json
 from minidalle.evaluation import demo
 from minidalle.evaluation.judge import train_judge, true_scenes
+from minidalle.files import read_metadata, save_model
+from minidalle.models import digests, read_model
 
 HERE = Path(__file__).resolve().parent
 RUN = HERE.parent.parent / "runs" / "shipped" / "toy"
-STEPS = 1500  # updates of the judge
+STEPS = 2500  # updates of the judge
 
 
 def build_judge(folder: Path, seed: int = 0) -> None:
     """Train the judge on true scenes, say how often it is right on unseen ones."""
-    scenes = true_scenes(12_000, seed)
+    scenes = true_scenes(20_000, seed)
     bar = tqdm(total=STEPS, desc="judge", disable=None)
     judge = train_judge(
         scenes.images, scenes.attributes, STEPS, progress=lambda step, loss: bar.update()
@@ -41,13 +42,14 @@ def ship(run: Path, folder: Path) -> None:
     """Copy the products of a run, weights as float16."""
     for stage in ("tokenizer", "dvae", "dalle", "clip"):
         (folder / stage).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(run / stage / "config.json", folder / stage / "config.json")
         if stage == "tokenizer":
+            shutil.copyfile(run / stage / "config.json", folder / stage / "config.json")
             shutil.copyfile(run / stage / "tokenizer.json", folder / stage / "tokenizer.json")
             continue
-        weights = load_file(run / stage / "model.safetensors")
+        weights, config = read_model(run / stage)
         weights = {name: value.half() for name, value in weights.items()}
-        save_file(weights, folder / stage / "model.safetensors", {"format": "pt"})
+        earlier = json.loads(read_metadata(run / stage / "model.safetensors")["made_from"])
+        save_model(folder / stage, weights, to_json(config), digests(folder, earlier))
     numbers = json.loads((run / "demo.json").read_text())
     (folder / "demo.json").write_text(json.dumps(numbers, indent=1) + "\n")
     shutil.copyfile(run / "demo.png", folder / "demo.png")

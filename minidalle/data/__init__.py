@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from minidalle.config import Config, DataConfig
 from minidalle.data import shapes
-from minidalle.data.batches import batches
+from minidalle.data.batches import batches, cut_captions
 from minidalle.data.captioned import Captioned, InMemory, Unusable
 from minidalle.data.cifar import load_cifar
 from minidalle.data.digits import load_digits
@@ -19,7 +22,7 @@ from minidalle.data.folders import load_folder
 from minidalle.data.shards import load_shards
 from minidalle.data.streams import Stream, is_url, load_stream
 
-__all__ = ["batches", "captions", "load"]
+__all__ = ["batches", "captions", "cut_captions", "first", "load"]
 
 STREAMED_CAPTIONS = 100_000  # enough for the tokenizer: a stream has no end
 
@@ -60,7 +63,8 @@ def load_own(split: str, data: DataConfig, seed: int) -> Captioned | Stream:
             "--data FOLDER or data.folder=FOLDER"
         )
     tables = [root / "captions.tsv", root / "captions.csv"]
-    shards = not any(table.is_file() for table in tables) and any(root.rglob("*.tar"))
+    has_table = any(table.is_file() for table in tables)
+    shards = not has_table and any(path.is_file() for path in root.rglob("*.tar"))
     dataset = (load_shards if shards else load_folder)(root, split, data)
     if not len(dataset):
         raise ValueError(f"no pair of {root} is left for {split!r}: add more images")
@@ -88,3 +92,13 @@ def captions(dataset: Captioned | Stream) -> Iterator[str]:
             yield dataset.caption(i)
         except Unusable as why:
             dataset.pass_over(i, why)
+
+
+def first(dataset: Captioned | Stream, n: int) -> tuple[Tensor, list[str]]:
+    """Return the first n pairs, or all where there are fewer: (n, 3, S, S) uint8, n captions."""
+    if isinstance(dataset, Stream):
+        pairs = islice(dataset.examples(workers=0), n)
+    else:
+        pairs = (dataset[i] for i in range(min(n, len(dataset))))
+    images, captions = zip(*pairs, strict=True)
+    return torch.stack(images), list(captions)

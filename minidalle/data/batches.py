@@ -4,6 +4,7 @@ B this rank's part of a batch, S side in pixels, L text_len - 1 caption tokens, 
 Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.2 and appendices A.2 and B.2.
 """
 
+import contextlib
 import os
 import warnings
 from collections import deque
@@ -18,12 +19,14 @@ import torch
 from torch import Tensor
 
 from minidalle.config import STAGES, Config
-from minidalle.data.captioned import Captioned, InMemory
+from minidalle.data.captioned import Captioned, InMemory, Unusable
 from minidalle.data.cropping import centre_crop, crop_stage_one, crop_stage_two
 from minidalle.data.kept_tokens import NO_TOKEN, all_tokens, encode
 from minidalle.data.shuffle import Shuffle, generator_for
 from minidalle.data.streams import WARNING, Stream
+from minidalle.tokenizer import PAD, BPETokenizer
 
+MANY = 10_000  # captions whose lengths are looked at
 CROP, DROPOUT = 0, 1  # what a row draws random numbers for
 
 
@@ -91,6 +94,9 @@ def batches(
     else:
         read = _from_images(dataset, part, crop, workers)
     dropout = config.tokenizer.dropout if stage == "dalle" and training else 0.0
+    say = stage == "dalle" and training and rank == 0
+    if say and (cut := cut_captions(dataset, tokenizer, config)):
+        warnings.warn(cut)
 
     def encode_text(captions: list[str], step: int) -> Tensor:
         length = config.dalle.text_len - 1
@@ -114,6 +120,29 @@ def batches(
             yield batch
 
     return from_step
+
+
+def cut_captions(dataset: Captioned | Stream, tokenizer, config: Config) -> str:
+    """Say how many captions are too long for the transformer; '' where none is.
+
+    Of a large set 10,000 are looked at, of a stream 200. tokenizer None: one learnt from these.
+    """
+    texts = []
+    if isinstance(dataset, Stream):
+        texts = [caption for _, caption in islice(dataset.examples(workers=0), MANY // 50)]
+    else:  # in one place, or in ten, so that few shards are opened
+        n = len(dataset) if len(dataset) <= MANY else MANY // 10
+        starts = np.linspace(0, len(dataset) - n, 10).astype(int)
+        for i in sorted({i for start in starts for i in range(start, start + n)}):
+            with contextlib.suppress(Unusable):
+                texts.append(dataset.caption(i))
+    length = config.dalle.text_len - 1
+    about = "" if tokenizer else "about "
+    tokenizer = tokenizer or BPETokenizer.train(texts, config.tokenizer.vocab_size)
+    n = int((tokenizer.encode_batch(texts, length + 1)[:, -1] != PAD).sum())
+    verb = "is" if n == 1 else "are"
+    which = f"{about}{n} of {len(texts)} captions {verb} longer than {length} tokens"
+    return f"{which} (dalle.text_len - 1) and {verb} cut" if n else ""
 
 
 Reader = Callable[[int], Iterator[tuple[Tensor, list[str]]]]  # start -> (images, captions), …

@@ -6,7 +6,7 @@ and a resumed run sees what the first one saw.
 
 import hashlib
 import warnings
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -32,29 +32,35 @@ class Tally:
 
     def __init__(self, total: int = 0):
         self.total = total
-        self.bad: dict[str, str] = {}  # name -> reason
-        self.filtered: dict[str, str] = {}
+        self.counts: Counter[tuple[bool, str]] = Counter()  # (filtered, reason) -> pairs
+        self.names: dict[tuple[bool, str], list[str]] = {}  # the first different ones of each
 
     def add(self, name: str, why: Unusable) -> None:
-        (self.filtered if why.filtered else self.bad)[name] = why.reason
+        kind = (why.filtered, why.reason)
+        self.counts[kind] += 1
+        names = self.names.setdefault(kind, [])
+        if name not in names and len(names) < 4:
+            names.append(name)
+
+    def _count(self, filtered: bool) -> int:
+        return sum(n for (f, _), n in self.counts.items() if f == filtered)
 
     def line(self) -> str:
         """Return one line: how many, why, and the first names; empty if there is nothing to say."""
         parts = []
-        for verb, names in (("skipped", self.bad), ("left out by the options", self.filtered)):
-            groups = defaultdict(list)
-            for name, reason in names.items():
-                groups[reason].append(name)
+        for filtered, verb in ((False, "skipped"), (True, "left out by the options")):
             reasons = [
-                f"{len(group)} {reason} ({', '.join(group[:3])}{', …' if len(group) > 3 else ''})"
-                for reason, group in sorted(groups.items())
+                f"{n} {reason} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+                for (f, reason), n in sorted(self.counts.items())
+                if f == filtered
+                for names in [self.names[f, reason]]
             ]
-            parts += [f"{verb} {len(names)}: {', '.join(reasons)}"] if reasons else []
+            parts += [f"{verb} {self._count(filtered)}: {', '.join(reasons)}"] if reasons else []
         return f"of {self.total} pairs, {'; '.join(parts)}" if parts else ""
 
     def check(self) -> None:
         """Raise ValueError if too many are bad."""
-        if len(self.bad) > max(FEW_BAD, MAX_BAD * self.total):
+        if self._count(filtered=False) > max(FEW_BAD, MAX_BAD * self.total):
             raise ValueError(
                 f"more than {MAX_BAD:.0%} of the pairs are bad: {self.line()}; mend or remove them"
             )
@@ -81,7 +87,7 @@ class Captioned:
     def __init__(self, counts: list[int], split: str, size: int, tally: Tally | None = None):
         self.counts, self.split, self.size = counts, split, size
         self.tally = tally or Tally(sum(counts))
-        self._told = False  # that some pairs are bad, beyond those found at the start
+        self._passed: set[int] = set()  # the bad pairs, beyond those found at the start
         fits = sum(counts) * 3 * size**2 <= MEMORY
         self._kept: dict[int, Tensor] | None = {} if fits else None
 
@@ -126,9 +132,11 @@ class Captioned:
 
     def pass_over(self, i: int, why: Unusable) -> None:
         """Count pair i as unusable; say so the first time; stop if there are too many."""
+        if i in self._passed:
+            return
+        self._passed.add(i)
         self.tally.add(self.name(i), why)
-        if not self._told:
-            self._told = True
+        if len(self._passed) == 1:
             warnings.warn(f"a pair cannot be read and is passed over: {self.tally.line()}")
         self.tally.check()
 

@@ -54,7 +54,6 @@ def load_emoji(split: str, data: DataConfig, seed: int) -> InMemory:
             except Exception as error:  # unpackers raise whatever they like
                 raise ValueError(f"{place} is no folder and no whole .zip or .tar") from error
             images, found = _read_files(Path(folder), data.image_size)
-    found = [{"style": place.stem} | attributes for attributes in found]
     codes = np.array([name_hash(attributes["code"]) for attributes in found])
     kept = np.flatnonzero(in_split(codes, split, data.n_test)).tolist()
     return InMemory(images[kept], [found[i]["name"] for i in kept], [found[i] for i in kept], split)
@@ -73,27 +72,25 @@ def _read_arrays(place: Path, size: int) -> tuple[torch.Tensor, list[dict]]:
         alpha = rgba[plain, ..., 3:].astype(np.float32) / 255
         rgb = (rgba[plain, ..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
         parts.append(resize_all(torch.from_numpy(rgb).permute(0, 3, 1, 2), size))  # (N, 3, S, S)
-        style = path.stem.removesuffix("_72")
-        found += [
-            {"code": row["code"], "name": row["caption"], "style": style}
-            for row in (rows[i] for i in plain)
-        ]
+        found += [{"code": rows[i]["code"], "name": rows[i]["caption"]} for i in plain]
     return torch.cat(parts), found
 
 
 def _read_files(place: Path, size: int) -> tuple[torch.Tensor, list[dict]]:
     """Read PNG files called after their code points; count those without a name or broken."""
     # Sort them by folder: sets hold several sizes, and OpenMoji line drawings in `black`.
-    files, folders = list_files(place), defaultdict(dict)
-    for file in map(Path, files):
-        match = FILE.fullmatch(file.name)
-        if match and "black" not in file.parts:
-            code = _code(match[1])
-            if not SKIN_TONES & set(code.split("-")):
-                folders[file.parent][code] = place / file
-    chosen = _best(list(folders.values()), size)
+    files, folders = [place / file for file in list_files(place)], defaultdict(dict)
+    for path in files:
+        match = FILE.fullmatch(path.name)
+        code = _code(match[1]) if match and "black" not in path.parts else ""
+        if code and not SKIN_TONES & set(code.split("-")):
+            folders[path.parent][code] = path
+    # Of the fullest folders, take that with the smallest images of at least `size`.
+    most = max(map(len, folders.values()), default=0)
+    full = [found for found in folders.values() if len(found) > 0.9 * most]
+    chosen = min(full, key=lambda found: _unfit(next(iter(found.values())), size), default={})
     # Read them, with the names that the set gives or Unicode has.
-    names, tally, images, found = _names(place, files), Tally(len(chosen)), [], []
+    names, tally, images, found = _names(files), Tally(len(chosen)), [], []
     for code, path in chosen.items():
         try:
             name = names.get(code) or unicodedata.name(chr(int(code, 16))).lower()
@@ -112,23 +109,17 @@ def _code(points: str) -> str:
     return "-".join(p for p in re.split("[-_ ]", points.strip().upper()) if p != "FE0F").lstrip("0")
 
 
-def _best(folders: list[dict[str, Path]], size: int) -> dict[str, Path]:
-    """Of the fullest folders, return that with the smallest images of at least `size`."""
-    most = max(map(len, folders), default=0)
-
-    def fit(found: dict[str, Path]) -> tuple[bool, int]:
-        side = 0
-        with contextlib.suppress(Unusable):
-            side = min(image_size(next(iter(found.values()))))
-        return side < size, side
-
-    return min((found for found in folders if len(found) > 0.9 * most), key=fit, default={})
+def _unfit(path: Path, size: int) -> tuple[bool, int]:
+    side = 0
+    with contextlib.suppress(Unusable):
+        side = min(image_size(path))
+    return side < size, side
 
 
-def _names(place: Path, files: list[str]) -> dict[str, str]:
+def _names(files: list[Path]) -> dict[str, str]:
     """Return code -> name from the lists of names among the files."""
     names = {}
-    for path in (place / file for file in files):
+    for path in files:
         if path.name == "emoji-test.txt":
             names |= {_code(c): n.strip() for c, n in UNICODE.findall(path.read_text("utf-8"))}
         elif path.name in ("openmoji.csv", "captions.tsv"):

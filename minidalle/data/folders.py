@@ -7,6 +7,7 @@ taken as the split; otherwise about n_test images, a tenth at most, are held out
 
 import csv
 import hashlib
+import io
 import os
 import zlib
 from collections import Counter
@@ -55,6 +56,8 @@ def load_folder(root: Path, split: str, data: DataConfig) -> Folder:
     tally, good = Tally(len(pairs)), []
     for file, raw in tqdm(pairs, desc="looking at images", disable=len(pairs) < 2000):
         try:
+            if isinstance(raw, Unusable):
+                raise raw
             caption = read_caption(raw, data.min_caption)
             check_aspect(image_size(root / file), data.max_aspect)
             good.append((file, caption))
@@ -68,8 +71,8 @@ def load_folder(root: Path, split: str, data: DataConfig) -> Folder:
     return Folder(root, files, captions, split=split, size=data.image_size, tally=tally)
 
 
-def find_pairs(root: Path) -> Iterator[tuple[str, bytes | None]]:
-    """Yield (file relative to root, caption bytes or None where there is none), sorted."""
+def find_pairs(root: Path) -> Iterator[tuple[str, bytes | Unusable | None]]:
+    """Yield (file relative to root, caption bytes or None, or why it cannot be used), sorted."""
     for name, dialect in TABLES.items():
         if (root / name).is_file():
             yield from _read_table(root / name, dialect)
@@ -83,24 +86,34 @@ def find_pairs(root: Path) -> Iterator[tuple[str, bytes | None]]:
             yield file, line
 
 
-def _read_table(path: Path, dialect: str) -> Iterator[tuple[str, bytes]]:
-    """Yield the rows of a table: file, caption, or as the head names its columns."""
+def _read_table(path: Path, dialect: str) -> Iterator[tuple[str, bytes | Unusable | None]]:
+    """Yield the rows of a table: file, caption, or as the head names its columns.
+
+    Raises ValueError for a broken row, saying where it starts, such as a quote that is not closed.
+    """
     quoting = csv.QUOTE_NONE if dialect == "excel-tab" else csv.QUOTE_MINIMAL
     text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    rows = csv.reader(text.splitlines(keepends=True), dialect, quoting=quoting)
-    file, caption = 0, 1
+    # Only \n and \r end a row; str.splitlines would also cut at U+2028 and others.
+    rows = csv.reader(io.StringIO(text, newline=""), dialect, quoting=quoting, strict=True)
+    file, caption, columns, line = 0, 1, 2, 1
     try:
-        for number, row in enumerate(rows):
+        for row in rows:
             head = [cell.strip().lower() for cell in row]
-            if number == 0 and "caption" in head and (set(head) & set(FILE_COLUMNS)):
-                caption = head.index("caption")
+            if line == 1 and "caption" in head and (set(head) & set(FILE_COLUMNS)):
+                caption, columns = head.index("caption"), len(row)
                 file = next(i for i, cell in enumerate(head) if cell in FILE_COLUMNS)
-            elif len(row) > max(file, caption):
+            elif len(row) <= max(file, caption):
+                yield from [(f"{path.name} line {line}", None)] if row else []
+            elif any(head[columns:]):
+                yield f"{row[file]}, line {line}", Unusable("more cells than columns")
+            elif Path(row[file].strip()).is_absolute() or ".." in Path(row[file]).parts:
+                yield row[file], Unusable("path outside the folder")
+            else:
                 yield row[file].strip(), row[caption].encode("utf-8", "surrogateescape")
-            elif row:
-                yield f"{path.name} row {number + 1}", None
+            line = rows.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"{path}, row {rows.line_num}: {error}") from error
+        reason = f"{error}; is a quote not closed?" if dialect == "excel" else error
+        raise ValueError(f"{path}, row from line {line}: {reason}") from error
 
 
 def list_files(root: Path) -> list[str]:

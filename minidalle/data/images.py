@@ -35,10 +35,10 @@ def decode_image(source: Path | bytes) -> Tensor:
 
 def _opened(source: Path | bytes) -> Image.Image:
     too_large = f"image of more than {MAX_PIXELS:,} pixels"
+    if isinstance(source, Path) and not source.is_file():  # opening a pipe would wait for ever
+        raise Unusable("not a file" if source.exists() else "missing image")
     try:
         image = Image.open(BytesIO(source) if isinstance(source, bytes) else source)
-    except FileNotFoundError as error:
-        raise Unusable("missing image") from error
     except UnidentifiedImageError as error:
         raise Unusable("not an image") from error
     except Image.DecompressionBombError as error:
@@ -48,14 +48,18 @@ def _opened(source: Path | bytes) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise Unusable(too_large)
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise Unusable("image of 32-bit numbers, whose range is unknown")
     return image
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":  # Pillow would clip at 255
-        grey = np.asarray(image).astype(np.float64) / 65535 * 255
-        image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
+        grey = np.asarray(image).astype(np.float64)
+        white = grey == image.info.get("transparency", -1)
+        grey = np.where(white, 255, (grey / 65535 * 255).round().clip(0, 255))
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -1,6 +1,7 @@
 """Tar shards read by place: any pair with one read for the image and one for the caption.
 
-A shard holds KEY.jpg (or another image) and KEY.txt, as img2dataset writes them. An index of where
+A shard holds KEY.jpg (or another image) and KEY.txt, as img2dataset writes them: one after the
+other, the key without a dot. An index of where
 their bytes lie is made once and kept beside it as SHARD.tar.idx.npy. Local files (or a network file
 system) only; order and resume are exact, as for data in memory. P pairs of a shard.
 Source: the format is that of Aizman et al. 2020, arXiv:2001.01858; the index is ours.
@@ -10,8 +11,9 @@ import contextlib
 import hashlib
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,7 @@ ENTRY = np.dtype(
     ]
 )
 BLOCK = 512  # bytes of a header in a tar
+NO_IMAGE = "no image called KEY.jpg or so, KEY without a dot"
 HEAD = 65_536  # bytes of an image that are read for its size at first
 
 
@@ -104,7 +107,7 @@ def load_shards(root: Path, split: str, data: DataConfig) -> Shards:
     Raises ValueError, saying what was found, when no pair is usable or too many are bad.
     """
     root, whole = split_folder(root, split)
-    paths, tally = sorted(root.rglob("*.tar")), Tally()
+    paths, tally = sorted(path for path in root.rglob("*.tar") if path.is_file()), Tally()
 
     def usable(index: np.ndarray) -> np.ndarray:
         good = (index["width"] > 0) & (index["characters"] >= max(1, data.min_caption))
@@ -122,7 +125,8 @@ def load_shards(root: Path, split: str, data: DataConfig) -> Shards:
         if not complete:
             tally.add(path.name, Unusable("empty, broken or truncated tar"))
         for entry in index[~good]:
-            tally.add(f"{path.name} at byte {entry['image']}", _why_not(path, entry, data))
+            byte = max(entry["image"], entry["caption"])
+            tally.add(f"{path.name} at byte {byte}", _why_not(path, entry, data))
         n_good += int(good.sum())
         lowest = min([lowest, *index["hash"][good].tolist()])
     tally.close(n_good, root, lambda: what_is_in(root))
@@ -142,7 +146,7 @@ def _why_not(path: Path, entry: np.void, data: DataConfig) -> Unusable:
     try:
         with path.open("rb", buffering=0) as file:
             if not entry["image"]:
-                raise Unusable("no image")
+                raise Unusable(NO_IMAGE)
             raw = _read_at(file, entry, "caption") if entry["caption"] else None
             read_caption(raw, data.min_caption)
             check_aspect(image_size(_read_at(file, entry, "image")), data.max_aspect)
@@ -176,45 +180,72 @@ def read_index(path: Path) -> tuple[np.ndarray, bool]:
 
 def make_index(path: Path) -> tuple[np.ndarray, bool]:
     """Walk through a tar and return its index and whether it is whole."""
-    pairs: dict[str, np.ndarray] = {}  # key -> (1,) ENTRY
-    size = path.stat().st_size
+    entries, size = [np.zeros(0, ENTRY)], path.stat().st_size
     try:
         with tarfile.open(path, "r:") as tar, path.open("rb") as file:
-            for member in tar:
-                tar.members = []  # tarfile would keep them all
-                if member.isfile() and member.offset_data + member.size <= size:
-                    _note(pairs, file, member)
+
+            def members() -> Iterator[tuple[str, tarfile.TarInfo]]:
+                for member in tar:
+                    tar.members = []  # tarfile would keep them all
+                    if member.isfile() and member.offset_data + member.size <= size:
+                        yield member.name, member
+
+            for key, pair in group_pairs(members()):
+                entries.append(_entry(key, pair, file))
             file.seek(tar.offset)  # two blocks of zeros must end a tar; without them it was cut
             whole = file.read(BLOCK) == bytes(BLOCK)
     except (tarfile.TarError, OSError, EOFError):
         whole = False  # what came before the break still counts
-    return np.concatenate([np.zeros(0, ENTRY), *pairs.values()]), whole
+    return np.concatenate(entries), whole
 
 
-def _note(pairs: dict[str, np.ndarray], file, member: tarfile.TarInfo) -> None:
-    """Enter one file of the tar into the index entry of its pair."""
-    folder, _, base = member.name.rpartition("/")
-    key, _, ending = base.partition(".")
-    ending = f".{ending.lower()}"
-    if ending not in (*ENDINGS, ".txt") or not key:
-        return
-    key = f"{folder}/{key}"
-    if key not in pairs:
-        pairs[key] = np.zeros(1, ENTRY)
-        pairs[key]["hash"] = name_hash(key)
-    entry, what = pairs[key], "caption" if ending == ".txt" else "image"
-    entry[what], entry[f"{what}_size"] = member.offset_data, member.size
+def group_pairs(files: Iterable[tuple[str, object]]) -> Iterator[tuple[str, dict[str, object]]]:
+    """Group the files of a tar, (name, content), into (key, {"image": …, "caption": …}).
 
-    def first(length: int) -> bytes:
+    A key that comes again is another pair, so that nobody's image meets another's caption. Other
+    files are passed over; but where a key has images or captions by longer endings alone, such as
+    my.photo.jpg, each is an empty pair, to be counted.
+    """
+
+    def key_of(name: str) -> str:
+        folder, _, base = name.rpartition("/")
+        return f"{folder}/{base.partition('.')[0]}"
+
+    for key, group in groupby(files, key=lambda file: key_of(file[0])):
+        pair, dotted = {}, {}
+        for name, content in group if not key.endswith("/") else ():  # hidden files
+            ending = "." + name.rpartition("/")[2].lower().partition(".")[2]
+            if ending in (*ENDINGS, ".txt"):
+                what = "caption" if ending == ".txt" else "image"
+                if what in pair:
+                    yield key, pair
+                    pair = {}
+                pair[what] = content
+            elif ending.endswith((*ENDINGS, ".txt")):
+                dotted[name.rpartition(".")[0]] = {}
+        yield from {key: pair}.items() if pair else dotted.items()
+
+
+def _entry(key: str, pair: dict[str, tarfile.TarInfo], file) -> np.ndarray:
+    """Return the index entry of a pair, (1,) ENTRY."""
+    entry = np.zeros(1, ENTRY)
+    entry["hash"] = name_hash(key)
+
+    def first(member: tarfile.TarInfo, length: int) -> bytes:
         file.seek(member.offset_data)
         return file.read(length)
 
-    # Note what the filters ask for: the caption's length, the image's sides.
-    with contextlib.suppress(Unusable):
-        if what == "caption":
-            entry["characters"] = min(len(read_caption(first(member.size))), 2**16 - 1)
-    for length in (min(member.size, HEAD), member.size) if what == "image" else ():
-        with contextlib.suppress(Unusable):  # some formats keep their size at the end
-            sides = image_size(first(length))
+    for what, member in pair.items():
+        entry[what], entry[f"{what}_size"] = member.offset_data, member.size
+        # Note what the filters ask for: the caption's length, the image's sides.
+        with contextlib.suppress(Unusable):
+            if what == "caption":
+                n = len(read_caption(first(member, member.size)))
+                entry["characters"] = min(n, 2**16 - 1)
+                continue
+            try:
+                sides = image_size(first(member, min(member.size, HEAD)))
+            except Unusable:  # some formats keep their size at the end
+                sides = image_size(first(member, member.size))
             entry["width"], entry["height"] = (min(side, 2**16 - 1) for side in sides)
-            return
+    return entry

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from minidalle.config import DataConfig
+from minidalle.config import DataConfig, Typed
 from minidalle.data.captioned import InMemory, Tally, Unusable
 from minidalle.data.cropping import centre_crop
 from minidalle.data.folders import name_hash
-from minidalle.data.images import ENDINGS, check_aspect, decode_image, read_caption
+from minidalle.data.images import check_aspect, decode_image, read_caption
+from minidalle.data.shards import NO_IMAGE, group_pairs
 from minidalle.data.shuffle import generator_for
 
 BUFFER = 1000  # pairs shuffled together
@@ -40,10 +41,16 @@ def load_stream(url: str, split: str, data: DataConfig) -> "Stream | InMemory":
     """Return the stream of all shards but the last, or n_test pairs of the last, in memory.
 
     url: braces count up, as in 'https://host/{00000..00099}.tar'; :: stands between URLs.
-    Raises ValueError for a single shard, or a last one without a usable pair.
+    Raises ValueError for a single shard, a last one without a usable pair, or a URL that was not
+    typed in this call: `pipe:` runs a command, and a configuration that someone sent must not.
     """
     from webdataset.shardlists import expand_urls
 
+    if not isinstance(url, Typed):
+        raise ValueError(
+            f"data.folder={url!r} was read from a file, and a URL can run a command: if you trust "
+            "it, say it again with --data URL or as the override data.folder=URL"
+        )
     urls = expand_urls(url)
     if len(urls) < 2:
         raise ValueError(f"{url!r} is one shard; give at least two, for the last is the test set")
@@ -94,7 +101,7 @@ class Stream(IterableDataset):
     def pairs(self, urls: list[str], epoch: int):
         """Yield the pairs of these shards once, shuffled in a buffer."""
         from webdataset.filters import _shuffle
-        from webdataset.tariterators import tarfile_samples
+        from webdataset.tariterators import tar_file_expander, url_opener
 
         broken: list[str] = []
 
@@ -102,10 +109,15 @@ class Stream(IterableDataset):
             broken.append(str(error.args[-1]) if error.args else type(error).__name__)
             return True
 
-        samples = tarfile_samples(({"url": url} for url in urls), handler=note)
+        def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
+            for url in urls:
+                opened = url_opener([{"url": url}], handler=note)
+                files = tar_file_expander(opened, handler=note, eof_value=None)
+                yield from group_pairs((file["fname"], file["data"]) for file in files)
+
         draw = random.Random(f"{self.seed} {epoch} {urls[0]}")
-        for number, sample in enumerate(_shuffle(samples, BUFFER, rng=draw)):
-            key = sample["__key__"]
+        for number, (key, sample) in enumerate(_shuffle(samples(), BUFFER, rng=draw)):
+            key = key.removeprefix("/")
             generator = generator_for(*self.seed, epoch, number, name_hash(key))
             try:
                 yield key, *self._read(sample, generator)
@@ -114,12 +126,11 @@ class Stream(IterableDataset):
         for url in broken:
             yield url, None, Unusable("broken or missing tar")
 
-    def _read(self, sample: dict, generator: torch.Generator) -> tuple[Tensor, str]:
-        caption = read_caption(sample.get("txt"), self.data.min_caption)
-        raw = next((sample[e[1:]] for e in ENDINGS if e[1:] in sample), None)
-        if raw is None:
-            raise Unusable("no image")
-        image = decode_image(raw)
+    def _read(self, sample: dict[str, bytes], generator: torch.Generator) -> tuple[Tensor, str]:
+        if "image" not in sample:
+            raise Unusable(NO_IMAGE)
+        caption = read_caption(sample.get("caption"), self.data.min_caption)
+        image = decode_image(sample["image"])
         check_aspect(image.shape[1:], self.data.max_aspect)
         return self.crop(image, self.size, generator), caption
 

@@ -145,18 +145,36 @@ def true_scenes(n: int, seed: int) -> shapes.Scenes:
 
 
 def roughen(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur and dim images a little, and add noise, as a good reconstruction might.
+    """Bend, blur and dim images a little, and add noise, as a good reconstruction might.
 
-    images (N, 3, S, S) in [0, 1]. Three in four are blurred, by up to 1 pixel; noise has a
-    standard deviation of up to 0.06, and each channel shifts by up to 0.04. What a person could
-    not read any more is never called readable: training goes no further than this.
+    images (N, 3, S, S) in [0, 1]. Outlines are bent by up to a pixel or so; three images in four
+    are blurred, by up to 1 pixel; noise has a standard deviation of up to 0.06, and each channel
+    shifts by up to 0.04. What a person could not read any more is never called readable: training
+    goes no further than this.
     """
+    images = bend(images, 1.2 * torch.rand(len(images), generator=generator), generator)
     u = torch.rand(len(images), 6, 1, 1, 1, generator=generator)
     blurred = (u[:, 0] / 0.75).clamp(max=1) * (u[:, 1] < 0.75)  # weight of the blurred copy
     x = images + blurred * (blur3(blur3(images)) - images)
     x = x + 0.06 * u[:, 2] * torch.randn(x.shape, generator=generator)
     x = x + 0.08 * (u[:, 3:, 0] - 0.5)  # one shift a channel
     return x.clamp(0, 1)
+
+
+def bend(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Move the pixels of images (N, 3, S, S) along a smooth random field.
+
+    Every fourth pixel along each axis moves by a normal random amount, strength (N,) pixels its
+    standard deviation; those between move by what is interpolated.
+    """
+    n, side = len(images), images.shape[-1]
+    knots = torch.randn(n, 2, side // 4 + 1, side // 4 + 1, generator=generator)
+    knots = knots * strength[:, None, None, None]
+    move = F.interpolate(knots, (side, side), mode="bilinear", align_corners=True)  # (N, 2, S, S)
+    at = (2 * torch.arange(side) + 1) / side - 1  # centres of pixels in [-1, 1]
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    grid = torch.stack([x, y], -1) + move.permute(0, 2, 3, 1) * 2 / side  # (N, S, S, 2)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def blur3(images: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import sys
 import warnings
 
 import numpy as np
@@ -346,3 +347,25 @@ def test_reading_stops_with_its_iterator(tmp_path):
         iterator = make(data.load(config, "train"), "dvae", config, workers=2)(0)
         next(iterator)
         iterator.close()
+
+
+def test_captions_that_are_cut_are_counted_and_said():
+    dataset = red_images(30)
+    dataset.captions[3:5] = ["x" * 32, "x" * 31]  # text_len is 32: one place is start-of-text
+    line = data.cut_captions(dataset, Letters(), config_for())
+    assert line == "1 of 30 captions is longer than 31 tokens (dalle.text_len - 1) and is cut"
+    with pytest.warns(UserWarning, match="1 of 30 captions is longer than 31"):
+        make(dataset, "dalle")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(red_images(), "dalle")
+        make(dataset, "dvae")
+        make(dataset, "dalle", rank=1, world=2)  # said once
+
+
+def test_of_many_captions_some_are_looked_at(monkeypatch):
+    dataset = red_images(250)
+    dataset.captions[100:200] = ["x" * 40] * 100
+    monkeypatch.setattr(sys.modules["minidalle.data.batches"], "MANY", 50)
+    line = data.cut_captions(dataset, Letters(), config_for())
+    assert line.startswith("20 of 50 captions are longer than 31 tokens")

@@ -1,6 +1,8 @@
 """Your own images in a folder: what is read, what is skipped, and what is said about it."""
 
 import dataclasses
+import io
+import os
 import warnings
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from minidalle.config import DataConfig
 from minidalle.data import captioned
+from minidalle.data.captioned import Unusable
 from minidalle.data.folders import in_split, load_folder, name_hash
 from minidalle.data.images import decode_image
 
@@ -199,3 +202,97 @@ def test_an_image_taken_sideways_is_turned_upright(tmp_path):
     exif[0x0112] = 6  # the camera was turned by a quarter
     Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
     assert decode_image(tmp_path / "a.jpg").shape == (3, 8, 4)
+
+
+def test_bad_rows_are_counted_though_they_name_one_file(tmp_path):
+    write_folder(tmp_path, {"p": (png(), None)})
+    rows = [f"p.png\tcaption {i}" for i in range(200)] + ["gone.png\tnot there"] * 3000
+    (tmp_path / "captions.tsv").write_text("\n".join(rows))
+    message = r"of 3200 pairs, skipped 3000: 3000 missing image \(gone.png\); mend"
+    with pytest.raises(ValueError, match=message):
+        load_folder(tmp_path, "train", DATA)
+
+
+def test_a_bad_pair_counts_once_however_often_it_is_met(tmp_path, monkeypatch):
+    monkeypatch.setattr(captioned, "FEW_BAD", 1)
+    write_folder(tmp_path, good_pairs(12))
+    train = load_folder(tmp_path, "train", dataclasses.replace(DATA, n_test=1))
+    (tmp_path / train.files[0]).write_bytes(b"gone")
+    with pytest.warns(UserWarning):
+        for _ in range(5):
+            train[0]
+    assert "skipped 1:" in train.tally.line()
+
+
+@pytest.mark.parametrize("name, tab", [("captions.tsv", "\t"), ("captions.csv", ",")])
+def test_a_row_ends_at_its_line_break_only(tmp_path, name, tab):
+    write_folder(tmp_path, {"p": (png(), None)})
+    breaks = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"]
+    text = "\r\n".join(f"p.png{tab}a dog{c}on grass {i}" for i, c in enumerate(breaks))
+    (tmp_path / name).write_bytes(text.encode())
+    pairs = load_folder(tmp_path, "test", DATA).captions
+    assert pairs == [f"a dog on grass {i}" for i in range(len(breaks))]
+
+
+def test_text_after_an_extra_tab_is_no_silent_loss(tmp_path):
+    write_folder(tmp_path, {"p": (png(), None)})
+    rows = ["p.png\tfine", "p.png\ta dog\tand a cat", "p.png\talso fine\t"]
+    (tmp_path / "captions.tsv").write_text("\n".join(rows))
+    with pytest.warns(UserWarning, match=r"skipped 1: 1 more cells than columns \(p.png, line 2\)"):
+        assert load_folder(tmp_path, "test", DATA).captions == ["fine", "also fine"]
+
+
+@pytest.mark.parametrize("rest", ["", 'q.png,"a cat"\nr.png,a bird\n'])
+def test_a_quote_that_is_not_closed_is_named(tmp_path, rest):
+    rows = 'p.png,"a small ""dog"""\np.png,"a dog\n' + rest
+    (tmp_path / "captions.csv").write_text(rows)
+    with pytest.raises(ValueError, match=r"captions.csv, row from line 2: .*quote"):
+        load_folder(tmp_path, "train", DATA)
+
+
+def test_a_table_names_no_path_outside_its_folder(tmp_path):
+    write_folder(tmp_path, {"secret": (png(), None)})
+    root = write_folder(tmp_path / "data", {"p": (png(), None)})
+    rows = ["p.png\tfine", "../secret.png\tone", f"{tmp_path / 'secret.png'}\ttwo"]
+    (root / "captions.tsv").write_text("\n".join(rows))
+    with pytest.warns(UserWarning, match="skipped 2: 2 path outside the folder"):
+        assert load_folder(root, "test", DATA).captions == ["fine"]
+
+
+def test_what_is_no_file_does_not_stop_the_reading(tmp_path):
+    write_folder(tmp_path, good_pairs(3))
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.warns(UserWarning, match=r"skipped 1: 1 no caption \(pipe.png\)"):
+        assert len(load_folder(tmp_path, "train", DATA)) == 2
+    rows = "image_000.png\tfine\npipe.png\ta pipe\nfolder.png\ta folder"
+    (tmp_path / "captions.tsv").write_text(rows)
+    with pytest.warns(UserWarning, match=r"skipped 2: 2 not a file \(pipe.png, folder.png\)"):
+        assert load_folder(tmp_path, "test", DATA).captions == ["fine"]
+
+
+def saved(array, **options):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_a_tiff_of_32_bit_numbers_is_refused_not_guessed(kind):
+    with pytest.raises(Unusable, match="32-bit"):
+        decode_image(saved(np.full((4, 6), 0.5).astype(kind), format="tiff"))
+
+
+@pytest.mark.parametrize("form", ["png", "tiff"])
+def test_16_bit_grey_is_turned_upright_and_clear_parts_are_white(form):
+    grey = np.full((4, 8), 20_000, np.uint16)
+    grey[:, 4:] = 40_000
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by a quarter
+    image = decode_image(saved(grey, format=form, exif=exif))
+    assert image.shape == (3, 8, 4)
+    assert image[0, [0, -1], 0].tolist() == [78, 156]  # of 255; the left is now the top
+    if form == "png":
+        image = decode_image(saved(grey, format=form, transparency=40_000))
+        assert image[0, 0, [0, -1]].tolist() == [78, 255]

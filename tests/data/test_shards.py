@@ -1,7 +1,9 @@
 """WebDataset shards read by place: the same pairs as the `webdataset` library, in any order."""
 
 import dataclasses
+import io
 import os
+import tarfile
 import warnings
 from pathlib import Path
 
@@ -107,7 +109,7 @@ def test_a_broken_pair_is_skipped_counted_and_named(tmp_path, name):
 def test_a_caption_without_an_image_is_counted(tmp_path):
     root = write_shards(tmp_path)
     tar = write_tar(root / "extra.tar", {"lonely": (None, b"no image here")})
-    with pytest.warns(UserWarning, match=f"1 no image \\({tar.name} at byte"):
+    with pytest.warns(UserWarning, match=f"1 no image called .* \\({tar.name} at byte"):
         load_shards(root, "train", DATA)
 
 
@@ -206,3 +208,63 @@ def test_the_index_holds_true_offsets(tmp_path):
         start, size = int(entry["caption"]), int(entry["caption_size"])
         assert len(raw[start : start + size]) == entry["characters"]
     assert np.array_equal(read_index(path)[0], index)
+
+
+def write_files(path: Path, files: list[tuple[str, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, body in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(body)
+            tar.addfile(member, io.BytesIO(body))
+    return path
+
+
+@pytest.mark.parametrize(
+    "again, left",
+    [
+        ([("a.png", "new"), ("a.txt", b"new")], {"old", "new"}),
+        ([("a.png", "new")], {"old"}),
+        ([("a.txt", b"new")], {"old"}),
+    ],
+)
+@pytest.mark.parametrize("between", [[], [("b.png", "b"), ("b.txt", b"b")]])
+def test_a_key_that_comes_again_is_another_pair(tmp_path, again, left, between):
+    colours = {"old": (1, 0, 0), "new": (2, 0, 0), "b": (3, 0, 0)}
+    files = [("a.png", "old"), ("a.txt", b"old"), *between, *again]
+    files = [(n, png(colours[b]) if isinstance(b, str) else b) for n, b in files]
+    for i in range(20):
+        files += [(f"{i}.png", png()), (f"{i}.txt", b"another")]
+    write_files(tmp_path / "a.tar", files)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        found = {
+            part[i][1]: part[i][0][0, 0, 0].item()
+            for part in both(tmp_path)
+            for i in range(len(part))
+        }
+    want = left | ({"b"} if between else set())
+    assert {c: v for c, v in found.items() if c != "another"} == {c: colours[c][0] for c in want}
+    counted = [w for w in seen if "pairs, skipped 1" in str(w.message)]
+    assert len(counted) == (2 if len(again) == 1 else 0)  # half a pair, by either split
+
+
+def test_keys_with_a_dot_are_counted(tmp_path):
+    extra = {"my.photo": (png(), b"a caption"), "fine": (png(), b"fine")}
+    root = write_shards(tmp_path, extra=extra)
+    with pytest.warns(UserWarning, match=r"of 32 pairs, skipped 1: 1 no image called KEY.jpg"):
+        train, test = both(root)
+    assert len(train) + len(test) == 31
+
+
+def test_another_image_of_a_pair_is_not_taken_for_its_own(tmp_path):
+    files = [("a.png", png((7, 0, 0))), ("a.seg.png", png((8, 0, 0))), ("a.txt", b"a caption")]
+    write_files(tmp_path / "a.tar", files)
+    test = load_shards(tmp_path, "test", DATA)
+    assert len(test) == 1 and test[0][0][0, 0, 0] == 7
+
+
+def test_a_fifo_is_no_shard(tmp_path):
+    root = write_shards(tmp_path)
+    os.mkfifo(root / "pipe.tar")
+    assert sum(len(part) for part in both(root)) == 30
