@@ -84,12 +84,12 @@ def network(steps: int) -> dict:
     mesh = sharding.make_mesh("cpu", nodes=2)
     for rank in (0, 64, 32, 16):
         model, team = build(config, mesh["shard"])
-        states = powersgd.compress(model, mesh, rank, start=5).states
+        blocks = powersgd.compress(model, mesh, rank, whole=5).blocks
         train(model, team, config, 16, 5)
-        with powersgd.CountedBytes(mesh["replicate"].get_group()) as seen:
+        with powersgd.counted_bytes(mesh["replicate"].get_group()) as seen:
             losses = train(model, team, config, 16, steps)
         found[rank] = {"bytes": seen.total / steps, "loss": sum(losses[-10:]) / 10}
-        found[rank]["slice rank"] = states[0].matrix_approximation_rank if states else 0
+        found[rank]["slice rank"] = blocks[0].rank if blocks else 0
     return found
 
 

@@ -84,9 +84,10 @@ class Team(Alone):
 
     def average(self, model: nn.Module, config: TrainConfig) -> Average:
         """The averaged weights, in the CPU's memory where the GPU's is full of one model."""
-        if self.host_average:
-            return memory.HostAverage(model, config.ema_decay, config.ema_every)
-        return super().average(model, config)
+        if self.updater is None:
+            return super().average(model, config)
+        host = self.host_average
+        return memory.FloatAverage(model, config.ema_decay, config.ema_every, host=host)
 
     def checkpoints(self, folder: Path, config: TrainConfig) -> ShardedCheckpoints:
         """Checkpoints that every process writes its part of."""

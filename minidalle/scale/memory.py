@@ -96,12 +96,10 @@ class BackwardAdamW(AdamW):
         self.arithmetic = _compiled_adamw() if config.compile else _adamw
         self.squares: list[Tensor] = []  # of this update's gradients, one sum per parameter
         self.last_norm: Tensor | None = None
-        number = 0
-        for place, group in enumerate(self.param_groups):
-            for parameter in group["params"]:
-                parameter.register_post_accumulate_grad_hook(self._hook(place, number))
-                parameter.moved_by = self  # which so lives as long as they do
-                number += 1
+        places = [(i, p) for i, group in enumerate(self.param_groups) for p in group["params"]]
+        for number, (place, parameter) in enumerate(places):
+            parameter.register_post_accumulate_grad_hook(self._hook(place, number))
+            parameter.moved_by = self  # which so lives as long as they do
 
     def step(self, closure=None) -> None:
         """Do nothing: the weights have moved already."""
@@ -112,10 +110,8 @@ class BackwardAdamW(AdamW):
         if isinstance(parameters[0], DTensor):
             group = parameters[0].device_mesh.get_group(parameters[0].device_mesh.ndim - 1)
             dist.all_reduce(total, group=group)
-        self.squares = []
-        norm = total.sqrt()
-        if norm.isfinite():
-            self.last_norm = norm
+        self.squares, norm = [], total.sqrt()
+        self.last_norm = norm if norm.isfinite() else self.last_norm
         return norm
 
     def load_state_dict(self, state: dict) -> None:
@@ -138,41 +134,36 @@ class BackwardAdamW(AdamW):
 
         return hook
 
-    def _grow(self, parameter: Tensor) -> int:
+    def _move(self, parameter: Tensor, group: dict, number: int) -> None:
+        """Take one step with one parameter, the `number`-th of the model."""
         state = self.state[parameter]
         if not state:
-            state["step"] = 0
-            state["exp_avg"] = torch.zeros_like(parameter, dtype=self.moments)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=self.moments)
-        state["step"] += 1
-        return state["step"]
-
-    def _move(self, parameter: Tensor, group: dict, number: int) -> None:
-        age, grad = self._grow(parameter), _local(parameter.grad)
-        weight = _local(parameter).detach()  # torch.compile takes a parameter's shape for constant
+            names = ("exp_avg", "exp_avg_sq")
+            state |= {name: torch.zeros_like(parameter, dtype=self.moments) for name in names}
+        age = state["step"] = state.get("step", 0) + 1
+        grad, weight = _local(parameter.grad), _local(parameter).detach()
+        # 1. The size of the gradient, for the norm; whether it is finite.
         square = torch.linalg.vector_norm(grad.float()).square()
         self.squares.append(square)
         clip, finite = torch.ones_like(square), square.isfinite()
         if self.clip_norm and self.last_norm is not None:
             clip = self.clip_norm / self.last_norm.clamp(min=self.clip_norm)
+        # 2. AdamW in float32. To torch.compile, plain numbers would be constants.
         beta1, beta2 = group["betas"]
         stays = 1 - group["lr"] * group["weight_decay"]
         numbers = group["lr"] / (1 - beta1**age), stays, (1 - beta2**age) ** 0.5
-        numbers = torch.tensor(numbers).unbind()  # to torch.compile, numbers would be constants
-        moments = tuple(_local(self.state[parameter][name]) for name in ("exp_avg", "exp_avg_sq"))
+        moments = _local(state["exp_avg"]), _local(state["exp_avg_sq"])
         fixed = group["betas"], group["eps"], group["clip_variance"]
+        numbers = torch.tensor(numbers).unbind()
         new = self.arithmetic(grad, weight, moments, numbers, clip, finite, *fixed)
-        stored = self._store(new, weight.dtype, age, number)
-        weight.copy_(torch.where(finite, stored, weight))
-
-    def _store(self, new: Tensor, dtype: torch.dtype, age: int, number: int) -> Tensor:
-        if dtype != torch.bfloat16:
-            return new.to(dtype)
-        # The draws of an update depend on (seed, update, parameter) only: a resumed run repeats.
-        key = ((self.seed * 1_000_003 + age) * 1_000_003 + number) % 2**62
-        generator = torch.Generator(new.device).manual_seed(key)
-        bits = torch.empty_like(new, dtype=torch.int32).random_(0, 1 << 16, generator=generator)
-        return stochastic_round(new, bits)
+        # 3. Back into the weight. The draws depend on (seed, update, parameter): a resumed run
+        # repeats them.
+        if weight.dtype == torch.bfloat16:
+            key = ((self.seed * 1_000_003 + age) * 1_000_003 + number) % 2**62
+            g = torch.Generator(new.device).manual_seed(key)
+            bits = torch.empty_like(new, dtype=torch.int32).random_(0, 1 << 16, generator=g)
+            new = stochastic_round(new, bits)
+        weight.copy_(torch.where(finite, new, weight))
 
 
 def backward_adamw(model: nn.Module, config: TrainConfig, seed: int = 0) -> BackwardAdamW:
@@ -180,26 +171,40 @@ def backward_adamw(model: nn.Module, config: TrainConfig, seed: int = 0) -> Back
     return BackwardAdamW(parameter_groups(model, config.weight_decay), config, seed=seed)
 
 
-class HostAverage(Average):
-    """optim.Average with the averaged weights in the CPU's memory, as the paper keeps them.
+class FloatAverage(Average):
+    """optim.Average in float32, also of weights in 16 bits, which would not notice a thousandth.
 
-    Costs no device memory; each update of the average copies the weights over (B.2: every 25).
-    For a model that one process holds whole, plain or sharded over a mesh of one.
+    host: in the CPU's memory, as the paper keeps it. That costs no device memory, and each update
+    of the average copies the weights over (B.2: every 25). It is for a model that one process holds
+    whole, plain or sharded over a mesh of one.
     """
 
-    def __init__(self, model: nn.Module, decay: float, every: int = 1):
-        self.decay, self.every = decay, every
-        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.names, self.live = list(trainable), [_local(p.detach()) for p in trainable.values()]
-        self.values = [p.to("cpu", torch.float32, copy=True) for p in self.live]
+    def __init__(self, model: nn.Module, decay: float, every: int = 1, host: bool = False):
+        self.decay, self.every, self.host = decay, every, host
+        trainable = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        self.names = list(trainable)
+        self.live = [_local(p) if host else p for p in trainable.values()]
+        self.values = [
+            p.to("cpu" if host else p.device, torch.float32, copy=True) for p in self.live
+        ]
+        self.aside: list[Tensor] = []  # the weights, while the model holds the average
+
+    def _float(self, parameter: Tensor) -> Tensor:
+        return parameter.float().cpu() if self.host else parameter.float()
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the parameters as they are after update `step`, one after another."""
-        if (step + 1) % self.every:
-            return  # nothing need be copied
-        live, values = self.live, self.values
-        for parameter, value in zip(live, values, strict=True):
-            self.live, self.values = [parameter.float().cpu()], [value]
-            super().update(step)
-        self.live, self.values = live, values
+        n, left = divmod(step + 1, self.every)
+        for live, value in zip(self.live, self.values, strict=True) if not left else ():
+            value.lerp_(self._float(live), 1 - min(self.decay, (1 + n) / (10 + n)))
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Put the averaged weights into the model; a second call undoes it, bit for bit."""
+        source, aside = self.aside or self.values, []
+        for live, value in zip(self.live, source, strict=True):
+            if not self.aside:
+                aside.append(live.to(value.device, copy=True))
+            live.copy_(value)
+        self.aside = aside

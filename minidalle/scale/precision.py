@@ -1,6 +1,6 @@
 """How does a deep model train in float16? Each resblock scales its own gradients.
 
-K resblocks (an attention or an MLP each), M replicas of the model.
+K resblocks (an attention or an MLP each).
 The later a block, the smaller the gradient that reaches it, until it falls below float16's
 smallest numbers; one scale can not save the last block without overflowing the first. So the
 identity path stays float32, and each branch multiplies the gradient it receives by a scale of its
@@ -20,7 +20,8 @@ from torch.distributed.tensor import DTensor
 GROWTH = 2 ** (1 / 1000)  # after every update whose gradients were finite
 DROP = 2**0.5  # a scale is divided by this after an overflow ...
 COOL_DOWN = 125  # ... but not twice within so many updates
-START, LOWEST, HIGHEST = 2.0**13, 2.0**7, 2.0**24  # times the number of replicas M
+# Times the replicas where the loss is divided by the batch over all of them; ours are averaged.
+START, LOWEST, HIGHEST = 2.0**13, 2.0**7, 2.0**24
 
 
 class _Enter(torch.autograd.Function):
@@ -63,14 +64,12 @@ class ResblockScales:
     The branch between its layer norm (float32) and its output runs in float16. After the
     backward pass, `unscale` makes the gradients true again and says whether the update may be
     taken. Parameters keep their names, and stay float32 (under FSDP2 too).
-    replicas: M where the loss is divided by the batch over all replicas; 1 where gradients are
-    averaged. single: one scale for all blocks instead, for comparison; halved, as usual.
     by_slice, set by PowerSGD: it has `unscale_slice` divide within the backward pass already.
     """
 
-    def __init__(self, model: nn.Module, replicas: int = 1, single: bool = False, start=START):
-        self.branches, self.replicas, self.single = resblocks(model), replicas, single
-        self.scales = [torch.tensor(start * replicas) for _ in self.branches]
+    def __init__(self, model: nn.Module, start: float = START):
+        self.branches = resblocks(model)
+        self.scales = [torch.tensor(start) for _ in self.branches]
         self.last_drop = [-COOL_DOWN] * len(self.branches)
         self.step, self.by_slice = 0, False
         for number, branch in enumerate(self.branches):
@@ -93,13 +92,13 @@ class ResblockScales:
         grads = [p.grad for p in inside if p.grad is not None]
         return [g.to_local() if isinstance(g, DTensor) else g for g in grads]
 
-    def unscale_slice(self, block: int, flat: Tensor, rooms: list[tuple[str, int]]) -> None:
+    def unscale_slice(self, block: int, sizes: list[tuple[str, int]], flat: Tensor) -> None:
         """Divide a block's flat gradient slice by its two scales, in place.
 
-        rooms: of each parameter of the block, in the order of `flat`, its name and its elements.
+        sizes: of each parameter of the block, in the order of `flat`, its name and its elements.
         """
-        parts = flat.split([room for _, room in rooms])
-        for (name, _), part in zip(rooms, parts, strict=True):
+        parts = flat.split([n for _, n in sizes])
+        for (name, _), part in zip(sizes, parts, strict=True):
             branch, inside = name.split(".", 1)
             if not inside.startswith("norm."):
                 part /= self.scales[2 * block + (branch == "mlp")]
@@ -124,23 +123,14 @@ class ResblockScales:
         return not flags.any()
 
     def _adapt(self, bad: list[bool]) -> None:
-        if self.single:
-            factor = 1 / 2 if any(bad) else GROWTH
-            self.scales = [s * factor for s in self.scales]
-        else:
-            self.scales = [self._next(i, b) for i, b in enumerate(bad)]
-        low, high = LOWEST * self.replicas, HIGHEST * self.replicas
-        self.scales = [s.clamp(low, high) for s in self.scales]
+        for k, overflowed in enumerate(bad):
+            factor = GROWTH
+            if overflowed:
+                cooled = self.step - self.last_drop[k] >= COOL_DOWN
+                factor = 1 / DROP if cooled else 1
+                self.last_drop[k] = self.step if cooled else self.last_drop[k]
+            self.scales[k] = (self.scales[k] * factor).clamp(LOWEST, HIGHEST)
         self.step += 1
-
-    def _next(self, number: int, overflowed: bool) -> Tensor:
-        scale = self.scales[number]
-        if not overflowed:
-            return scale * GROWTH
-        if self.step - self.last_drop[number] < COOL_DOWN:
-            return scale
-        self.last_drop[number] = self.step
-        return scale / DROP
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return scales (K,), updates of the last drops (K,) and the update number."""

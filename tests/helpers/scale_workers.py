@@ -186,10 +186,7 @@ def compressed(out: Path) -> dict:
     found["whole"] = train(model, out / "whole")
 
     model = build(mesh["shard"])
-    exact = powersgd.compress(model, mesh, 32, start=2)
-    for state in exact.states:
-        state.min_compression_rate = 0.0  # else torch does not compress at full rank
-        state.matrix_approximation_rank = 10_000
+    powersgd.compress(model, mesh, 10_000, whole=2)
     found["full rank"] = train(model, out / "full")
     found["thin rank"] = counted(mesh, out)
     found["held"] = held(mesh, out)
@@ -203,10 +200,8 @@ def counted(mesh, out: Path) -> dict:
     group = mesh["replicate"].get_group()
     for rank in (0, 8):
         model = build(mesh["shard"])
-        states = powersgd.compress(model, mesh, rank, start=2).states
-        for state in states:
-            state.iter = state.start_powerSGD_iter
-        with powersgd.CountedBytes(group) as seen:
+        powersgd.compress(model, mesh, rank, whole=0)
+        with powersgd.counted_bytes(group) as seen:
             train(model, out / f"rank-{rank}", config)
         bytes_sent[rank] = seen.total / STEPS
     sums = torch.stack([p.to_local().double().sum() for p in model.parameters()])
@@ -222,7 +217,7 @@ def held(mesh, out: Path) -> dict:
         model, config = build(mesh["shard"]), tiny(accumulate=parts)
         team = launch.Team(model, config.train_dalle)
         powersgd.compress(model, mesh, 0, team.is_last_part)
-        with powersgd.CountedBytes(mesh["replicate"].get_group()) as seen:
+        with powersgd.counted_bytes(mesh["replicate"].get_group()) as seen:
             rows = train(model, out / f"held-{parts}", config, team=team)
         found[parts] = {"bytes": seen.total, "rows": rows}
     return found
@@ -246,10 +241,8 @@ def half_team(mesh, rank: int, config, scaled: bool = True):
         team.scales, team.max_bad = precision.ResblockScales(model), 1000
     if rank:
         compression = powersgd.compress(
-            model, mesh, rank, team.is_last_part, start=2, scales=team.scales
+            model, mesh, rank, team.is_last_part, whole=2, scales=team.scales
         )
-    for state in compression.states if rank > 32 else ():
-        state.min_compression_rate = 0.0  # else torch does not compress at full rank
     return model, team, compression
 
 
@@ -292,7 +285,6 @@ def overflow(mesh, out: Path) -> list[dict]:
 def snapshot(model: DALLE, team: launch.Team, compression) -> dict:
     """A copy of this process's weights, in one piece, of its scales and of what PowerSGD keeps."""
     kept = {k: v.clone() for k, v in compression.state_dict().items() if "updates" not in k}
-    kept = {k: v for k, v in kept.items() if "p_memory" not in k}
     weights = torch.cat([p.detach().to_local().flatten() for p in model.parameters()])
     return kept | {"weights": weights, "scales": [s.item() for s in team.scales.scales]}
 

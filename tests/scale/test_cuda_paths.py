@@ -159,7 +159,7 @@ def test_updates_in_the_backward_pass_stay_on_the_gpu(weights, kernels):
     for device in ("cpu", "cuda"):
         model = DALLE(SMALL).to(device, weights)
         optimizer = memory.backward_adamw(model, TRAIN)
-        average = memory.HostAverage(model, 0.9, every=2)
+        average = memory.FloatAverage(model, 0.9, every=2, host=True)
         for step in range(3):
             kernels.waits = 0
             here = {name: ids.to(device) for name, ids in batch(step).items()}

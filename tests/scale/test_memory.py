@@ -166,8 +166,7 @@ def test_a_saved_optimiser_goes_on_with_sixteen_bit_moments():
 def test_averaged_weights_in_the_cpus_memory_are_the_averaged_weights():
     models = [nn.Linear(3, 3) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
-    kinds = (Average, memory.HostAverage)
-    averages = [kind(model, 0.9, every=2) for kind, model in zip(kinds, models, strict=True)]
+    averages = [Average(models[0], 0.9, 2), memory.FloatAverage(models[1], 0.9, 2, host=True)]
     for step in range(5):
         for model, average in zip(models, averages, strict=True):
             with torch.no_grad():
@@ -176,6 +175,23 @@ def test_averaged_weights_in_the_cpus_memory_are_the_averaged_weights():
     for average in averages:
         average.swap()
     assert not torch.equal(models[0].weight, averages[0].values[0])
-    for values in zip(averages[0].values, averages[1].values, strict=True):
-        torch.testing.assert_close(*values)
     torch.testing.assert_close(models[0].weight, models[1].weight)
+    for average in averages:
+        average.swap()
+    assert torch.equal(models[0].weight, models[1].weight)  # as before
+
+
+def test_the_average_of_sixteen_bit_weights_moves_by_less_than_they_can():
+    layer = nn.Linear(3, 3).bfloat16()
+    average = memory.FloatAverage(layer, 0.999)
+    before = average.values[0].clone()
+    with torch.no_grad():
+        layer.weight.mul_(1.01)
+    for step in range(10_000, 10_010):  # a thousandth of a hundredth each
+        average.update(step)
+    assert 0 < ((average.values[0] - before) / before).abs().max() < 2e-4
+    weight = layer.weight.clone()
+    average.swap()
+    assert layer.weight.dtype == torch.bfloat16
+    average.swap()
+    assert torch.equal(layer.weight, weight)

@@ -23,7 +23,7 @@ def gradients(model, **scales) -> list[torch.Tensor]:
 def test_float16_gradients_are_the_float32_ones():
     names = [name for name, _ in DALLE(TINY).named_parameters()]
     wanted = gradients(DALLE(TINY))
-    found = gradients(DALLE(TINY), replicas=1)
+    found = gradients(DALLE(TINY), start=precision.START)
     for name, a, b in zip(names, wanted, found, strict=True):
         if name != "pads.weight":  # full captions: no gradient
             assert (a - b).norm() <= 5e-3 * a.norm(), name
@@ -58,8 +58,8 @@ def test_one_global_scale_loses_gradients_that_one_per_resblock_keeps():
     wanted, errors = weight_gradients(reference), {}
     for single in (True, False):
         model = deep_model()
-        scales = precision.ResblockScales(model, single=single)
-        calibrate(model, scales)
+        scales = precision.ResblockScales(model)
+        calibrate(model, scales, single)
         model.zero_grad()
         model.loss(few(model))[0].backward()
         assert scales.unscale()
@@ -73,8 +73,8 @@ def few(model: DALLE) -> dict[str, torch.Tensor]:
     return batch(4, model.config)
 
 
-def calibrate(model: DALLE, scales: precision.ResblockScales) -> None:
-    """The largest finite scales, a quarter of them: so that only the range is compared."""
+def calibrate(model: DALLE, scales: precision.ResblockScales, single: bool) -> None:
+    """The largest finite scales (or one for all), a quarter of them: only the range is compared."""
     scales.scales = [torch.tensor(2.0**24)] * len(scales.branches)
     for _ in range(100):
         model.zero_grad()
@@ -85,13 +85,13 @@ def calibrate(model: DALLE, scales: precision.ResblockScales) -> None:
         if not any(bad):
             break
         pairs = zip(scales.scales, bad, strict=True)
-        scales.scales = [s / 4 if b or scales.single else s for s, b in pairs]
+        scales.scales = [s / 4 if b or single else s for s, b in pairs]
     scales.scales = [s / 4 for s in scales.scales]
 
 
 def test_scales_grow_drop_cool_down_and_stay_in_their_range():
-    scales = precision.ResblockScales(DALLE(TINY), replicas=4)
-    first = 4 * 2.0**13
+    scales = precision.ResblockScales(DALLE(TINY))
+    first = 2.0**13
     assert [s.item() for s in scales.scales] == [first] * 4  # two blocks, two resblocks each
     scales._adapt([True, False, False, False])
     assert scales.scales[0].item() == pytest.approx(first / 2**0.5)
@@ -101,10 +101,10 @@ def test_scales_grow_drop_cool_down_and_stay_in_their_range():
     assert scales.scales[0].item() == pytest.approx(first / 2**0.5)  # not twice within 125
     scales._adapt([True, False, False, False])
     assert scales.scales[0].item() == pytest.approx(first / 2)
-    scales.scales = [torch.tensor(4 * 2.0**e) for e in (7, 24, 24, 24)]
+    scales.scales = [torch.tensor(2.0**e) for e in (7, 24, 24, 24)]
     for _ in range(126):
         scales._adapt([True, False, False, False])
-    assert [s.item() for s in scales.scales] == [4 * 2.0**7] + [4 * 2.0**24] * 3
+    assert [s.item() for s in scales.scales] == [2.0**7] + [2.0**24] * 3
 
 
 def test_an_overflow_is_noticed_and_does_not_reach_earlier_blocks():
@@ -126,7 +126,7 @@ def test_a_flat_slice_is_divided_where_it_carries_a_scale():
     scales.scales[2:] = [torch.tensor(2.0), torch.tensor(4.0)]  # of block 1
     names = [(name, p.numel()) for name, p in model.transformer.blocks[1].named_parameters()]
     flat = torch.ones(sum(n for _, n in names))
-    scales.unscale_slice(1, flat, names)
+    scales.unscale_slice(1, names, flat)
     wanted = {"attention": 1 / 2, "mlp": 1 / 4}
     for (name, _), part in zip(names, flat.split([n for _, n in names]), strict=True):
         assert (part == (1 if ".norm." in name else wanted[name.split(".")[0]])).all(), name
@@ -152,7 +152,7 @@ def test_scales_are_saved_and_restored():
 
 def test_float16_works_with_checkpointed_blocks_and_when_sampling():
     c = replace(TINY, checkpointing=True)
-    found = gradients(DALLE(c), replicas=1)
+    found = gradients(DALLE(c), start=precision.START)
     wanted = gradients(DALLE(c))
     total = [torch.cat([g.flatten() for g in gs]) for gs in (wanted, found)]
     assert (total[0] - total[1]).norm() < 5e-3 * total[0].norm()

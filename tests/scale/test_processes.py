@@ -179,8 +179,7 @@ def test_an_overflow_on_one_process_skips_the_update_everywhere(half):
 
 def test_an_overflow_leaves_no_trace_in_the_buffers_of_its_slice(half):
     for process, found in enumerate(half["overflow"]):
-        kept = {name: (found[name]["1/error_dict"], found[name]["1/q_memory_dict"])
-                for name in ("mlp", "queries")}  # fmt: skip
+        kept = {name: (found[name]["1/error"], found[name]["1/q/0"]) for name in ("mlp", "queries")}
         assert kept["mlp"] == (True, True), process
         has_the_row = process % 2 == 0  # and its replica in the other node
         assert kept["queries"] == (has_the_row, has_the_row), process
