@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from minidalle import data, plot, stages
-from minidalle.config import PRESETS, STAGES, Config, Typed, get_config, replace
+from minidalle.config import PRESETS, STAGES, Config, get_config
 from minidalle.evaluation import demo
-from minidalle.models import MissingStage, read_model
+from minidalle.models import MissingStage
 from minidalle.stages import SHIPPED, use_half_the_cores
 
 EXAMPLES = {
@@ -43,7 +43,6 @@ HELP = {
     "plan": "what a preset needs: parameters, memory, time",
     "demo": "all stages in a row on the toy world, then a sheet of samples",
 }
-N_NEIGHBOURS = 5000  # training pictures searched for copies
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -109,7 +108,9 @@ def _add_special(verbs: dict[str, argparse.ArgumentParser]) -> None:
     evaluate = verbs["evaluate"]
     evaluate.add_argument("--vote", nargs=2, metavar=("RUN_A", "RUN_B"), help="a blind vote page")
     evaluate.add_argument("--count", nargs="+", metavar="FILE", help="vote_key.json and the CSVs")
-    evaluate.add_argument("-n", type=int, default=256, help="captions of each kind (default 256)")
+    evaluate.add_argument("-n", type=int, default=64, help="captions a kind and seed (default 64)")
+    evaluate.add_argument("--seeds", type=int, default=4, help="random seeds (default 4)")
+    evaluate.add_argument("--protocol", choices=["paper"], help="measure the paper's section 3")
     evaluate.add_argument("--candidates", type=int, default=16, help="a caption (default 16)")
     plan = verbs["plan"]
     plan.add_argument("--gpus", type=int, default=1)
@@ -284,7 +285,7 @@ def _find_run(args: argparse.Namespace) -> Path:
     if args.run or (folder / "dalle" / "model.safetensors").is_file():
         return folder
     shipped = SHIPPED / args.preset
-    if shipped.is_dir():
+    if (shipped / "dalle").is_dir():
         return shipped
     raise MissingStage(
         f"no trained run in {folder}: train one with `python -m minidalle tokenizer "
@@ -294,35 +295,17 @@ def _find_run(args: argparse.Namespace) -> Path:
 
 def run_evaluate(args: argparse.Namespace) -> None:
     """Measure a run, write the page of a blind vote, or count the votes."""
-    from minidalle.evaluation import report, vote
-    from minidalle.evaluation.judge import Judge
-    from minidalle.evaluation.measure import cases_of, table, toy_cases
-    from minidalle.generate import Pipeline
+    from minidalle.evaluation import run, vote
 
     if args.count:
         return print(vote.describe(vote.read_votes(args.count[0], args.count[1:])))
-    if args.vote:
-        pipelines = {folder: Pipeline.load(folder, device=args.device) for folder in args.vote}
-        captions = toy_cases(args.n, args.seed)["seen"].captions
-        path = vote.draw_vote(_run_folder(args), captions, pipelines, args.seed)
-        return print(f"Wrote {path}: open it, vote, export the CSV, then evaluate --count.")
-    run = _find_run(args)
-    pipeline = Pipeline.load(run, device=args.device)
-    _, config = read_model(run / "dalle")
-    if args.data:
-        own = replace(config.data, name="folder", folder=Typed(args.data))
-        config = replace(config, data=own)
-    train = data.load(config, "train")
-    judge, cases = None, {"test": cases_of(data.load(config, "test"), args.n)}
-    if config.data.name == "shapes":
-        judge, cases = Judge.load(SHIPPED / "toy" / "judge"), None
-    some, _ = data.first(train, N_NEIGHBOURS)
     out = _run_folder(args)
-    numbers = report.report_run(
-        pipeline, judge, out, some, cases, args.n, args.candidates, seed=args.seed
-    )
-    print(table(numbers))
-    print(f"Wrote {out / 'report.html'} and report.json about {run}.")
+    if args.vote:
+        path = run.vote_between(args.vote, out, args.n, args.seed, args.device)
+        return print(f"Wrote {path}: open it, vote, export the CSV, then evaluate --count.")
+    options = dict(own=args.data or "", protocol=args.protocol or "", device=args.device)
+    options |= dict(n=args.n, candidates=args.candidates, seeds=args.seeds, seed=args.seed)
+    print(run.evaluate_run(_find_run(args), out, **options))
 
 
 def run_plan(args: argparse.Namespace) -> None:

@@ -78,16 +78,20 @@ class Things:
 
 def load_digits(split: str, data: DataConfig, seed: int) -> InMemory:
     """Return MNIST or Fashion-MNIST as coloured scenes. split: 'train', 'test' or 'held_out'."""
-    images, labels = (
-        read_idx(fetch(file, MD5[file], MIRRORS[data.name]))
-        for kind in ("images-idx3", "labels-idx1")
-        for file in [f"{data.name}/{'train' if split == 'train' else 't10k'}-{kind}-ubyte.gz"]
-    )
-    names, at_most = (DIGITS, 2) if data.name == "mnist" else (CLOTHES, 1)
     n = data.n_train if split == "train" else data.n_test
-    scenes = draw(Things(images, labels, names, at_most), n, seed, split)
+    scenes = draw(load_things(data.name, "train" if split == "train" else "t10k"), n, seed, split)
     scenes.images, scenes.size = resize_all(scenes.images, data.image_size), data.image_size
     return scenes
+
+
+def load_things(name: str, part: str) -> Things:
+    """Read the published images of 'mnist' or 'fashion_mnist'; part is 'train' or 't10k'."""
+    images, labels = (
+        read_idx(fetch(file, MD5[file], MIRRORS[name]))
+        for file in (f"{name}/{part}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1"))
+    )
+    names, at_most = (DIGITS, 2) if name == "mnist" else (CLOTHES, 1)
+    return Things(images, labels, names, at_most)
 
 
 def read_idx(path: Path) -> np.ndarray:

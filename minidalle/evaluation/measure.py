@@ -275,7 +275,9 @@ def frechet(judge: Judge, true: Tensor, images: Tensor) -> dict[str, float]:
 @torch.inference_mode()
 def judge_score(judge: Judge, images: Tensor) -> dict[str, float]:
     """Return the inception score formula on the judge's answers, for each attribute."""
-    return {name: metrics.inception_score(x.softmax(1)) for name, x in judge(images).items()}
+    parts = [judge(part) for part in images.split(256)]
+    logits = {name: torch.cat([part[name] for part in parts]) for name in judge.values}
+    return {name: metrics.inception_score(x.softmax(1)) for name, x in logits.items()}
 
 
 @torch.inference_mode()
@@ -286,24 +288,28 @@ def likelihood(pipeline: Pipeline, cases: Cases, tokens: Tensor) -> dict[str, fl
     count as 8-bit values (`metrics.pixel_nats`). bits_per_dim is that of the image given its
     caption, per value (three a pixel): the sum of its two parts.
     """
-    pipe, device = pipeline, pipeline.prior.image_start.device
-    text = pipe.tokenizer.encode_batch(cases.captions, pipe.prior.config.text_len - 1)
+    prior, codebook = pipeline.prior, pipeline.codebook
+    device = next(prior.parameters()).device
+    text = pipeline.tokenizer.encode_batch(cases.captions, prior.caption_len)
     sums = torch.zeros(3, dtype=torch.float64)  # nats of text, tokens, pixels
     for x, z, y in zip(*(t.split(64) for t in (cases.images, tokens, text)), strict=True):
         z = z.to(device)
-        text_ln, image_ln = pipe.prior.log_likelihood(y.to(device), z.flatten(1))
-        mu, log_b = pipe.codebook.decode_vectors(pipe.codebook.code_vectors(z))
-        pixels = metrics.pixel_nats(x, mu.float().cpu(), log_b.float().cpu())
-        costs = (-text_ln.double().cpu(), -image_ln.double().cpu(), pixels)
-        sums += torch.stack([cost.sum() for cost in costs])
+        text_ln, image_ln = prior.log_likelihood(y.to(device), z.flatten(1))
+        costs = [-text_ln, -image_ln]
+        if hasattr(codebook, "decode_vectors"):  # only some codebooks have a likelihood of pixels
+            mu, log_b = codebook.decode_vectors(codebook.code_vectors(z))
+            costs.append(metrics.pixel_nats(x, mu.float().cpu(), log_b.float().cpu()))
+        for i, cost in enumerate(costs):
+            sums[i] += cost.double().cpu().sum()
     bits = (sums / math.log(2) / cases.images.numel()).tolist()
-    return {
+    found = {
         "text_nats_per_token": (sums[0] / (text >= 0).sum()).item(),
         "image_nats_per_token": (sums[1] / tokens.numel()).item(),
         "bits_per_dim_tokens": bits[1],
-        "bits_per_dim_given_tokens": bits[2],
-        "bits_per_dim": bits[1] + bits[2],
     }
+    if sums[2]:
+        found |= {"bits_per_dim_given_tokens": bits[2], "bits_per_dim": bits[1] + bits[2]}
+    return found
 
 
 ROWS = {
@@ -347,9 +353,9 @@ def table(numbers: dict) -> str:
 
 def _summary(kind: str, found: dict) -> str:
     cost, use, rebuilt = found["likelihood"], found["codebook"], found["reconstruction"]
+    bits = f"{cost['bits_per_dim']:.2f} bits per dimension; " if "bits_per_dim" in cost else ""
     return (
-        f"  {kind.replace('_', '-')}: {cost['bits_per_dim']:.2f} bits per dimension; "
-        f"{cost['text_nats_per_token']:.2f} nats per text token, "
+        f"  {kind.replace('_', '-')}: {bits}{cost['text_nats_per_token']:.2f} nats per text token, "
         f"{cost['image_nats_per_token']:.2f} per image token; {use['codes_used']:.0f} codes used, "
         f"perplexity {use['perplexity']:.0f}; reconstructions {rebuilt['psnr']:.1f} dB, "
         f"SSIM {rebuilt['ssim']:.3f}"
