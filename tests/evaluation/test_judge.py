@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import matcher
 
 from minidalle.data import shapes
-from minidalle.evaluation import matcher
 from minidalle.evaluation.judge import Judge, roughen, train_judge, true_scenes
 from minidalle.evaluation.metrics import accuracy
 

@@ -11,6 +11,7 @@ from minidalle.evaluation import protocol
 from minidalle.evaluation.candidates import Candidates
 from minidalle.evaluation.judge import Judge
 from minidalle.evaluation.measure import Cases
+from minidalle.evaluation.report import as_text
 from minidalle.generate import Pipeline
 
 SHIPPED = Path(__file__).parents[2] / "data" / "checkpoints" / "toy" / "judge"
@@ -93,7 +94,8 @@ def test_a_network_taught_by_samples_is_tested_on_true_images(found):
 def test_the_page_the_file_and_the_text_say_the_same(found, tmp_path):
     path = protocol.write_protocol(tmp_path, {"held_out": found})
     assert json.loads((tmp_path / "protocol.json").read_text()) == {"held_out": found}
-    page, text = path.read_text(encoding="utf-8"), protocol.protocol_text({"held_out": found})
+    page = path.read_text(encoding="utf-8")
+    text = as_text(protocol.protocol_tables({"held_out": found}))
     for words in ("1 of 60 reach 0.99998", "frechet by the judge, over blur radius", "real images"):
         assert words in page and words in text
     assert "all (60 captions)" in text and "without overlap (59 captions)" in text
@@ -108,7 +110,7 @@ def test_without_a_judge_clip_s_features_measure_and_the_table_says_so():
     assert numbers["settings"]["features"] == "CLIP" and "cas" not in numbers
     assert set(numbers["all"]["blur"]) == {"one sample"}, "three real images are too few"
     assert numbers["all"]["best_of"] == {}
-    assert "frechet by CLIP" in protocol.protocol_text({"test": numbers})
+    assert "frechet by CLIP" in as_text(protocol.protocol_tables({"test": numbers}))
 
 
 def test_inception_measures_where_its_weights_are(monkeypatch):
