@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from minidalle.config import DataConfig
-from minidalle.data.images import decode_picture
-from minidalle.data.order import Order
+from minidalle.data.images import decode_image
 from minidalle.data.shards import load_shards
+from minidalle.data.shuffle import Shuffle
 
 
 def write_shards(root: Path, n_shards: int, each: int) -> list[Path]:
@@ -55,14 +55,14 @@ def by_tarfile(paths):
         with tarfile.open(path) as tar:
             for member in tar:
                 if member.name.endswith(".png"):
-                    yield decode_picture(tar.extractfile(member).read())
+                    yield decode_image(tar.extractfile(member).read())
 
 
 def by_webdataset(paths):
     import webdataset
 
     for sample in webdataset.WebDataset([str(p) for p in paths], shardshuffle=False):
-        yield decode_picture(sample["png"]), sample["txt"].decode()
+        yield decode_image(sample["png"]), sample["txt"].decode()
 
 
 def main(n: int = 2000) -> None:
@@ -78,7 +78,7 @@ def main(n: int = 2000) -> None:
         dataset = load_shards(root, "train", data)
         print(f"index read: {(time.process_time() - start) / n * 1000:.4f}")
         dataset._kept = None  # read each picture, as a large set would be
-        rows = Order(dataset.counts, seed=0).rows(0, len(dataset))
+        rows = Shuffle(dataset.counts, seed=0).rows(0, len(dataset))
         readers = {
             "ours, shuffled": lambda: (dataset.pair(int(i)) for i in rows),
             "tarfile, in order": lambda: by_tarfile(paths),
@@ -90,7 +90,7 @@ def main(n: int = 2000) -> None:
                 times[name].append(cpu(read(), len(dataset)))
         for name, values in times.items():
             print(f"{name:22s} {min(values):.3f} CPU s per 1,000 pairs")
-    order = Order([10_000] * 25_000, seed=0)
+    order = Shuffle([10_000] * 25_000, seed=0)
     start = time.perf_counter()
     first = order.batch(200_000, 1024)
     print(f"250 M pairs, jump to update 200,000: {time.perf_counter() - start:.3f} s", end="; ")
@@ -98,7 +98,7 @@ def main(n: int = 2000) -> None:
     for step in range(200_001, 200_101):
         order.batch(step, 1024)
     print(f"then {(time.perf_counter() - start) * 10:.3f} ms a batch of 1,024")
-    same = np.array_equal(first, Order([10_000] * 25_000, seed=0).batch(200_000, 1024))
+    same = np.array_equal(first, Shuffle([10_000] * 25_000, seed=0).batch(200_000, 1024))
     print(f"a new process finds the same batch: {same}")
 
 

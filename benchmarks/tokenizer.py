@@ -18,8 +18,7 @@ from pathlib import Path
 
 import torch
 
-from minidalle.bpe_file import SPLIT
-from minidalle.tokenizer import BPETokenizer, count_words, learn_merges, normalise
+from minidalle.tokenizer import SPLIT, BPETokenizer, count_words, learn_merges, normalise
 
 try:
     import tokenizers

@@ -42,8 +42,20 @@ class Attention(nn.Module):
         B, T, D = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, T, 3D)
         q, k, v = qkv.view(B, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D/H)
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        x = attend(q, k, v, causal)
         return self.out_proj(x.transpose(1, 2).reshape(B, T, D))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """Attend to all states, or where `causal` to those before; (B, H, T, D/H) each."""
+    if q.device.type != "cpu" or q.dtype == torch.float32:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    # In bfloat16 the backward pass of torch's fused CPU kernel takes several times this one's time.
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.mT)  # (B, H, T, T)
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(later, float("-inf"))
+    return scores.softmax(-1) @ v
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -202,13 +214,16 @@ class CLIP(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Ask every picture for its caption and every caption for its picture.
 
-        batch holds "images" (B, 3, S, S) in [0, 1] and "text" (B, L) padded with -1.
+        batch holds "text" (B, L) padded with -1 and "images" (B + F, 3, S, S) in [0, 1]. The first
+        B images belong to the captions row by row, the last F to none: wrong answers for all.
+        "fits" (B, B + F) bool, optional: [i, j] says that caption i is also true of image j, which
+        then counts neither as right nor as wrong.
         Returns the symmetric cross-entropy in nats, and the share of right first guesses both ways.
         """
         image = self.encode_image(batch["images"])
         text = self.encode_text(pack_text(batch["text"], self.config))
         loss, image_to_text, text_to_image = contrastive_loss(
-            image, text, self.logit_scale, self.gather
+            image, text, self.logit_scale, self.gather, batch.get("fits")
         )
         return loss, {
             "image_to_text": image_to_text,
@@ -236,22 +251,31 @@ def contrastive_loss(
     text: Tensor,
     logit_scale: Tensor,
     gather: Callable[[Tensor], tuple[Tensor, int]] = keep_local,
+    fits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compare our B pictures with all captions, and our B captions with all pictures.
+    """Compare our B images with all captions, and our B captions with all images.
 
-    image, text (B, E) unit vectors, row i of one belonging to row i of the other; logit_scale is
-    the logarithm of the factor on their products. Each process scores its own rows only; when
-    gradients are averaged over processes they equal those of one big batch.
+    image (B + F, E), text (B, E) unit vectors, row i of one belonging to row i of the other, the
+    last F images to no caption; logit_scale is the logarithm of the factor on their products.
+    fits (B, B + F) bool: pairs to leave out, but for row i with row i; only in a process that is
+    alone, as are F images. Each process scores its own rows only; when gradients are averaged over
+    processes they equal those of one big batch.
     Returns the loss in nats, and the shares of right first guesses from image to text and back.
     Source: section 2.3, figure 3.
     """
-    (all_images, first), (all_texts, _) = gather(image), gather(text)  # (P * B, E)
-    target = torch.arange(first, first + len(image), device=image.device)
+    B = len(text)
+    (all_images, first), (all_texts, _) = gather(image), gather(text)  # (P * B + F, E), (P * B, E)
+    target = torch.arange(first, first + B, device=image.device)
     # 16-bit products would round logits near 100 to steps of a half.
     with torch.autocast(image.device.type, enabled=False):
         scale = logit_scale.float().exp()
-        per_image = scale * image @ all_texts.T  # (B, P * B)
-        per_text = scale * text @ all_images.T  # (B, P * B)
+        per_image = scale * image[:B] @ all_texts.T  # (B, P * B)
+        per_text = scale * text @ all_images.T  # (B, P * B + F)
+        if fits is not None:
+            own = torch.eye(B, len(image), dtype=torch.bool, device=fits.device)
+            out = fits & ~own  # (B, B + F)
+            per_text = per_text.masked_fill(out, float("-inf"))
+            per_image = per_image.masked_fill(out[:, :B].T, float("-inf"))
         loss = (F.cross_entropy(per_image, target) + F.cross_entropy(per_text, target)) / 2
     guesses = [(p.detach().argmax(1) == target).float().mean() for p in (per_image, per_text)]
     return loss, guesses[0], guesses[1]

@@ -1,4 +1,4 @@
-"""Every size, every recipe and every range, in frozen dataclasses and one table of presets.
+"""Every size, every recipe and every range, in frozen dataclasses; one way in for all values.
 
 Source: Ramesh et al. 2021, arXiv:2102.12092, section 2 and appendices A and B (the `12b` row).
 """
@@ -14,7 +14,10 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from minidalle.presets import TABLE
+
 replace = dataclasses.replace
+STAGES = ("tokenizer", "dvae", "dalle", "clip")  # of a run, in their order
 
 
 def between(default: float | None, low: float, high: float = math.inf) -> typing.Any:
@@ -93,6 +96,7 @@ class DALLEConfig:
     caption_dropout: float = between(
         0.0, 0, 1
     )  # share of captions emptied in training, for guidance
+    residual_init: float = between(1.0, 0)  # scale of the blocks' first outputs; 0: the identity
     attention: str = one_of("auto", "dense", "gathered", "flex")  # how masks are executed
     checkpointing: bool = False  # recompute each block's activations in the backward pass
 
@@ -130,6 +134,8 @@ class TrainConfig:
     warmup: int = between(0, 0)  # linear from 0
     halve_at: tuple[int, ...] = ()  # instead of the cosine: halve the rate at these updates
     lr_steps: int = between(0, 0)  # length of the cosine; 0 means `steps`
+    fall: float = between(0.0, 0, 1)  # instead of the cosine: straight down over this last share
+    muon_lr: float = between(0.0, 0)  # Muon's rate for the blocks' matrices; 0: AdamW for all
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = between(0.0, 0)
@@ -137,6 +143,8 @@ class TrainConfig:
     clip_variance: float = between(0.0, 0)  # of Adam's second moment; 0 is off
     ema_decay: float = between(0.999, 0, 1)
     ema_every: int = 1
+    lookalikes: float = between(0.0, 0, 1)  # CLIP: batches whose captions differ in one attribute
+    rebuilt: float = between(0.0, 0, 1)  # CLIP: images that come from the dVAE
     accumulate: int = 1  # parts a batch is split into
     precision: str = one_of("float32", "bfloat16", "auto")  # see train.autocast
     compile: bool = False  # torch.compile fuses the blocks: for a GPU, no gain on a CPU
@@ -162,101 +170,6 @@ class Config:
     seed: int = between(0, 0)
 
 
-# ---------------------------------------------------------------- presets
-# Above each preset: command, hardware, measured time, result; "one thread" is of an AMD EPYC with
-# avx512_bf16 that others were using too. What was not trained says so; `plan` tells its needs.
-# fmt: off
-
-
-def _like(base: Config, preset: str, **changes: dict) -> Config:
-    """A preset that differs from `base` in some fields of some sections."""
-    sections = {name: replace(getattr(base, name), **values) for name, values in changes.items()}
-    return replace(base, preset=preset, **sections)
-
-
-# 12b: the paper. Not trained here; one update and one sample are planned, not measured.
-_LONG = dict(precision="bfloat16", log_every=100, eval_every=5_000, save_every=1_000)
-PAPER_DVAE_TRAINING = TrainConfig(
-    steps=3_000_000, batch_size=512, lr=1e-4, lr_end=1.25e-6, lr_steps=1_200_000,
-    weight_decay=1e-4, **_LONG,
-)
-PAPER_DALLE_TRAINING = TrainConfig(
-    steps=430_000, batch_size=1024, lr=4.5e-4, warmup=5_000, betas=(0.9, 0.96),
-    # Five halvings by hand at plateaus; the paper does not say when, so these dates are ours.
-    halve_at=(200_000, 260_000, 310_000, 350_000, 390_000),
-    weight_decay=4.5e-2, clip_norm=4.0, clip_variance=5.0, ema_decay=0.99, ema_every=25, **_LONG,
-)
-PAPER_CLIP_TRAINING = TrainConfig(
-    steps=390_000,  # 32 epochs of 400 M pairs
-    batch_size=32_768, lr=5e-4, warmup=2_000, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2,
-    **_LONG,
-)
-_12B = Config(
-    "12b", DataConfig("folder", image_size=256, augment=True, min_caption=5, max_aspect=2.0),
-    TokenizerConfig(), DVAEConfig(), DALLEConfig(checkpointing=True),
-    CLIPConfig(vocab_size=16_386, context_length=257),
-    PAPER_DVAE_TRAINING, PAPER_DALLE_TRAINING, PAPER_CLIP_TRAINING,
-)
-
-# base: one machine of 8 GPUs. Not trained here.
-_BASE = _like(
-    _12B, "base", dalle=dict(text_len=128, n_layers=24, n_heads=32), clip=dict(context_length=129),
-    train_dvae=dict(steps=300_000, batch_size=128), train_clip=dict(steps=100_000, batch_size=4096),
-    train_dalle=dict(steps=100_000, batch_size=512, halve_at=()),
-)
-
-# small: one GPU. Not trained here.
-_SMALL = _like(
-    _BASE, "small", data=dict(image_size=128),
-    dvae=dict(image_size=128, n_hid=128, vocab_size=4096),
-    dalle=dict(image_vocab=4096, text_len=64, grid=16, kernel=5, n_layers=12, n_heads=12,
-               checkpointing=False),
-    clip=dict(image_size=128, patch_size=16, vision_width=512, vision_heads=8, context_length=65),
-    train_dvae=dict(steps=100_000, batch_size=64), train_dalle=dict(batch_size=256),
-    train_clip=dict(batch_size=1024),
-)
-
-# toy: `make demo`; one thread; 837 s (dVAE 340, prior 310, CLIP 140); exact by the judge, one
-# sample and best of 16: 90.7 % and 98.4 % for seen pairs, 82.4 % and 95.3 % for held-out pairs.
-_TOY = Config(
-    "toy", DataConfig(),
-    TokenizerConfig(vocab_size=512, dropout=0.0),  # minutes of training: nothing to spare
-    DVAEConfig(image_size=32, n_hid=32, n_blocks=1, n_pools=2, vocab_size=512, n_init=64, beta=1.0,
-               beta_steps=2000, tau=1 / 4, tau_steps=2800, min_log_b=0.0, gain=1.0,
-               spread_codes=True),
-    DALLEConfig(text_vocab=512, text_len=32, image_vocab=512, grid=8, n_layers=4, n_heads=4,
-                head_dim=32, kernel=3),
-    CLIPConfig(image_size=32, patch_size=8, vision_width=96, vision_layers=3, vision_heads=3,
-               vocab_size=514, context_length=34, text_width=96, text_layers=2, text_heads=3,
-               embed_dim=64),
-    TrainConfig(steps=7000, batch_size=16, lr=3e-3, lr_end=3e-5, warmup=100, weight_decay=1e-4,
-                clip_norm=1.0, precision="auto", eval_every=1000, save_every=1000),
-    TrainConfig(steps=6000, batch_size=16, lr=1.5e-3, lr_end=1e-5, warmup=100, betas=(0.9, 0.96),
-                weight_decay=4.5e-2, clip_norm=4.0, clip_variance=5.0, precision="auto",
-                eval_every=1000, save_every=1000),
-    TrainConfig(steps=800, batch_size=128, lr=2e-3, lr_end=1e-5, warmup=50, betas=(0.9, 0.98),
-                eps=1e-6, weight_decay=0.1),
-)
-
-# mnist: `minidalle dvae --preset mnist` and the verbs after it; one thread; the dVAE took 530 s:
-# 24.7 dB, 136 codes. The prior and CLIP were not trained to the end.
-_MNIST = _like(
-    _TOY, "mnist", data=dict(name="mnist", n_train=60_000, n_test=10_000),
-    train_dalle=dict(steps=12_000), train_clip=dict(steps=1500),
-)
-
-# cifar: likewise; the dVAE took 643 s: 22.7 dB, 386 codes. The rest was not trained: overnight on
-# a CPU, or minutes on a GPU.
-_CIFAR = _like(
-    _TOY, "cifar", data=dict(name="cifar"),
-    dvae=dict(min_log_b=-3.0, beta_steps=3000, tau_steps=4000), dalle=dict(n_layers=8, n_heads=8),
-    train_dvae=dict(steps=10_000), train_dalle=dict(steps=30_000), train_clip=dict(steps=5000),
-)
-# fmt: on
-
-PRESETS = {c.preset: c for c in (_TOY, _MNIST, _CIFAR, _SMALL, _BASE, _12B)}
-
-
 # ---------------------------------------------------------------- schedules
 
 
@@ -275,21 +188,30 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     """Return the rate of update `step`, counted from 0.
 
     Warm-up is linear and reaches config.lr at update `warmup`. After it comes half a cosine to
-    config.lr_end, or, where config.halve_at lists updates, a constant rate halved at each of them.
+    config.lr_end; where config.halve_at lists updates, a constant rate halved at each of them;
+    where config.fall is set, a constant rate, then a straight line to config.lr_end over the last
+    `fall` of the updates.
     """
     if step < config.warmup:
         return config.lr * (step + 1) / (config.warmup + 1)
     if config.halve_at:
         return config.lr / 2 ** bisect_right(sorted(config.halve_at), step)
-    length = (config.lr_steps or config.steps) - config.warmup
-    return half_cosine(config.lr, config.lr_end, step - config.warmup, length)
+    length = config.lr_steps or config.steps
+    if config.fall:
+        part = min((length - step) / (config.fall * length), 1.0)
+        return config.lr_end + (config.lr - config.lr_end) * max(part, 0.0)
+    past, length = step - config.warmup, length - config.warmup
+    return half_cosine(config.lr, config.lr_end, past, length)
 
 
 # ---------------------------------------------------------------- overrides and JSON
 
 
 class Typed(str):
-    """A value as it was typed on the command line, to be read as the type of its field."""
+    """A value as it was typed on the command line, to be read as the type of its field.
+
+    A text stays Typed in the configuration, so that it is known from one that a file held.
+    """
 
 
 def get_config(name: str, overrides: Iterable[str] = ()) -> Config:
@@ -376,9 +298,7 @@ def _read(kind: type, value: object, name: str) -> object:
     allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if type(value) is int and float in allowed:
         value = float(value) if abs(value) < 2**1023 else math.inf
-    if isinstance(value, Typed) and str in allowed:
-        value = str(value)
-    if type(value) not in allowed:
+    if type(value) not in allowed and not (isinstance(value, Typed) and str in allowed):
         raise ValueError(f"{name}={value!r} is not a valid {getattr(kind, '__name__', kind)}")
     return value
 
@@ -438,3 +358,13 @@ def _check_sizes(c: Config) -> None:
         raise ValueError(f"{c.train_clip.accumulate=} must be 1: the loss compares the whole batch")
     if c.dalle.kernel % 2 == 0:
         raise ValueError(f"dalle.kernel={c.dalle.kernel} must be odd")
+
+
+def _preset(name: str) -> dict:
+    """Return the fields of a preset, those of its base included, as nested dicts."""
+    base, changes = TABLE[name]
+    values = _preset(base) if base else {}
+    return {k: values.get(k, {}) | changes.get(k, {}) for k in {**values, **changes}}
+
+
+PRESETS = {name: from_dict(_preset(name) | {"preset": name}) for name in TABLE}

@@ -1,7 +1,7 @@
 """Files that survive a crash and run no code: written aside, flushed, renamed; tensors checked.
 
 At any moment a name holds either the old content or the new. Tensors are safetensors, everything
-else is JSON, text or .npy.
+else is JSON, text or .npy. Published files are found on disk or fetched.
 
 Source: https://github.com/huggingface/safetensors#format.
 """
@@ -10,8 +10,10 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
+import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +149,54 @@ def load_array(path: Path, dtype: np.dtype, mmap: bool = False) -> np.ndarray | 
     except (OSError, ValueError, EOFError):
         return None
     return array if isinstance(array, np.ndarray) and array.dtype == dtype else None
+
+
+# ---------------------------------------------------------------- published files
+
+
+def places() -> list[Path]:
+    """Return the folders that may hold published files: MINIDALLE_DATA if set, then data/."""
+    code = Path(__file__).resolve().parents[1]
+    here = (code if (code / "pyproject.toml").is_file() else Path.cwd()) / "data"
+    shared = os.environ.get("MINIDALLE_DATA")
+    return [Path(shared), here] if shared else [here]
+
+
+def find(file: str) -> Path | None:
+    """Return where a file such as 'mnist/train-images-idx3-ubyte.gz' lies, or None."""
+    return next((place / file for place in places() if (place / file).exists()), None)
+
+
+def fetch(file: str, md5: str, mirrors: Sequence[str]) -> Path:
+    """Return a published file with this checksum; fetched into data/ if it is nowhere.
+
+    mirrors are URLs of the folder above the file, tried in turn, each twice.
+    Raises OSError, saying what to do, where the checksum is wrong or no mirror gives the file.
+    """
+    import pooch
+
+    # A file that is there is checked, and never replaced unasked.
+    path = find(file)
+    if path:
+        found = pooch.file_hash(str(path), alg="md5")
+        if found != md5:
+            raise OSError(
+                f"{path} has the checksum {found}, but the published one is {md5}; "
+                "delete the file and it will be fetched again"
+            )
+        return path
+    # pooch writes aside, checks and renames; what a broken connection left is thrown away.
+    goal, failures = places()[-1] / file, []
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    for mirror in mirrors:
+        registry = {goal.name: f"md5:{md5}"}
+        source = pooch.create(goal.parent, f"{mirror}/", registry=registry, retry_if_failed=1)
+        try:
+            return Path(source.fetch(goal.name, progressbar=sys.stderr.isatty()))
+        except (OSError, ValueError) as error:  # requests' errors are OSErrors
+            failures.append(f"{mirror}/{goal.name}: {error}")
+    free = shutil.disk_usage(goal.parent).free / 2**20
+    raise OSError(
+        f"cannot fetch {file}: {'; '.join(failures)}. Put the file with the MD5 {md5} into "
+        f"{goal.parent} ({free:,.0f} MiB are free), or set MINIDALLE_DATA to a folder with {file}"
+    )

@@ -4,6 +4,7 @@ Source: this project.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -18,7 +19,6 @@ from minidalle.files import CheckpointError, digest, load_tensors, read_metadata
 from minidalle.tokenizer import BPETokenizer
 from minidalle.transformer import Block
 
-NEEDS = {"tokenizer": (), "dvae": (), "dalle": ("tokenizer", "dvae"), "clip": ("tokenizer",)}
 CLASSES = {DVAEConfig: DiscreteVAE, DALLEConfig: DALLE, CLIPConfig: CLIP}
 
 
@@ -79,9 +79,10 @@ def read_model(folder: str | Path) -> tuple[dict[str, Tensor], Config]:
     return load_tensors(folder / "model.safetensors")[0], config
 
 
-def digests(run: str | Path, stage: str) -> dict[str, str]:
-    """Return the digests of the files that a stage is made from, by earlier stage."""
-    return {name: digest(Path(run) / name / product(name)) for name in NEEDS[stage]}
+def digests(run: str | Path, stages: Iterable[str]) -> dict[str, str]:
+    """Return the digests of what those stages made that are there, by stage."""
+    paths = {name: Path(run) / name / product(name) for name in stages}
+    return {name: digest(path) for name, path in paths.items() if path.is_file()}
 
 
 def check_made_from(run: str | Path, stage: str) -> None:
@@ -93,9 +94,8 @@ def check_made_from(run: str | Path, stage: str) -> None:
     if stage == "tokenizer":
         return
     made_from = json.loads(read_metadata(path).get("made_from", "{}"))
-    here = [name for name in made_from if (Path(run) / name / product(name)).is_file()]
-    now = digests(run, stage) if len(here) == len(NEEDS[stage]) else {}
-    if stale := [name for name in here if name in now and made_from[name] != now[name]]:
+    now = digests(run, made_from)
+    if stale := [name for name, value in now.items() if made_from[name] != value]:
         raise MissingStage(
             f"the {stage} in {run} is stale: {' and '.join(stale)} was made anew since. Train "
             f"it again: minidalle {stage} {_where(Path(run))} --fresh"

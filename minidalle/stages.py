@@ -20,17 +20,21 @@ from minidalle import data, plot
 from minidalle.clip import CLIP
 from minidalle.config import Config, from_json, to_json
 from minidalle.dalle import DALLE
+from minidalle.data import lookalikes
 from minidalle.dvae import DiscreteVAE, map_pixels
 from minidalle.files import write_text
 from minidalle.generate import sample
-from minidalle.models import NEEDS, build, check_made_from, digests, load, product
+from minidalle.models import build, check_made_from, digests, load, product
 from minidalle.tokenizer import BPETokenizer
 from minidalle.train import FREE, SECTIONS, fit, split_batch
 from minidalle.training.checkpoints import differences
 from minidalle.training.spread import spread_codes
 from minidalle.training.team import Alone
 
-SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
+HERE = Path(__file__).resolve().parent
+SHIPPED = HERE / "shipped"  # checkpoints in an installed package …
+if not SHIPPED.is_dir():
+    SHIPPED = HERE.parent / "data" / "checkpoints"  # … and in the repository
 N_TEST = 256  # pictures in a test batch of the dVAE
 TEST_PIXELS = 2**20  # in such a batch at most; 365 MiB for each 256 x 256 at the paper's size
 N_SPREAD = 400  # pictures that the first codes are spread over
@@ -107,12 +111,18 @@ def train_stage(
     """
     run, team = Path(run), team or Alone()
     # What earlier stages made.
-    loaded = {name: load(run, name, device) for name in NEEDS[stage]}
+    training = getattr(config, f"train_{stage}")
+    needs = {"dvae": (), "dalle": ("tokenizer", "dvae"), "clip": ("tokenizer",)}[stage]
+    hard = training.lookalikes or training.rebuilt  # batches for CLIP with hard negatives
+    if hard:
+        needs = ("tokenizer", "dvae")
+        if team.world > 1:
+            raise ValueError("several processes need train_clip.lookalikes=0 train_clip.rebuilt=0")
+    loaded = {name: load(run, name, device) for name in needs}
     for name in loaded:
         _compare(run, name, config, ("data", name))
     if stage == "dalle":
         _check_codes(config, **loaded)
-    training = getattr(config, f"train_{stage}")
     if training.warmup >= training.steps or 0 < training.lr_steps <= training.warmup:
         warnings.warn(f"train_{stage}.warmup={training.warmup} takes the whole schedule")
 
@@ -120,7 +130,11 @@ def train_stage(
     train_set, test_set = data.load(config, "train"), data.load(config, "test")
     options = dict(loaded, seed=config.seed, cache=run / "cache" if stage == "dalle" else None)
     part = dict(rank=team.rank, world=team.world)
-    batches = data.batches(train_set, config, stage, **options, **part)
+    if hard:
+        options["cache"] = run / "cache"
+        batches = lookalikes.batches(train_set, config, **options)
+    else:
+        batches = data.batches(train_set, config, stage, **options, **part)
     tests = data.batches(test_set, config, stage, **options, **(part if stage == "dalle" else {}))
     callbacks = CALLBACKS[stage](config, test_set, next(tests(0)), team, **loaded)
     evaluate, sheet = team.callbacks(*callbacks)
@@ -128,30 +142,26 @@ def train_stage(
     # The model, its first codes spread over the data where the configuration says so.
     model = team.model or build(config, stage)
     if stage == "dvae" and config.dvae.spread_codes and team.model is None:
-        some = torch.stack([train_set[i][0] for i in range(min(N_SPREAD, len(train_set)))])
+        some, _ = data.first(train_set, N_SPREAD)
         generator = torch.Generator().manual_seed(config.seed)
         spread_codes(model, map_pixels(some.float() / 255), generator)
     return fit(
         model, batches, training, run / stage, run_config=config,
         evaluate=evaluate, sheet=sheet, seed=config.seed, device=device, resume=not fresh,
-        tensorboard=tensorboard, made_from=digests(run, stage), team=team,
+        tensorboard=tensorboard, made_from=digests(run, needs), team=team,
     )  # fmt: skip
 
 
 def _check_codes(config: Config, tokenizer: BPETokenizer, dvae: DiscreteVAE) -> None:
     """Raise ValueError where the trained tokenizer or dVAE does not fit the prior."""
     c = config.dalle
-    for name, found, wanted in (
-        (
-            "the tokenizer's vocabulary must be at most dalle.text_vocab",
-            tokenizer.vocab_size,
-            c.text_vocab,
-        ),
-        ("the dvae's codes must be dalle.image_vocab", dvae.config.vocab_size, c.image_vocab),
-        ("the dvae's grid must be dalle.grid", dvae.config.grid, c.grid),
-    ):
-        if found != wanted and ("at most" not in name or found > wanted):
-            raise ValueError(f"{name}: {found}, not {wanted}")
+    if tokenizer.vocab_size > c.text_vocab:
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, but {c.text_vocab=}")
+    if (dvae.config.grid, dvae.config.vocab_size) != (c.grid, c.image_vocab):
+        raise ValueError(
+            f"the trained dvae gives a grid of {dvae.config.grid} with {dvae.config.vocab_size} "
+            f"codes, but dalle.grid={c.grid} and dalle.image_vocab={c.image_vocab}"
+        )
 
 
 Callbacks = tuple[Callable[[nn.Module, int], dict[str, float]], Callable[[nn.Module, Path], None]]
@@ -193,7 +203,7 @@ def _dalle_callbacks(config: Config, test_set, batch, team, tokenizer, dvae) -> 
     return evaluate, sheet
 
 
-def _clip_callbacks(config: Config, test_set, batch, team, tokenizer) -> Callbacks:
+def _clip_callbacks(config: Config, test_set, batch, team, tokenizer, dvae=None) -> Callbacks:
     def evaluate(model: CLIP, step: int) -> dict[str, float]:
         here = {k: v.to(next(model.parameters()).device) for k, v in batch.items()}
         loss, metrics = team.loss(model, here, step)

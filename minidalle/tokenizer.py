@@ -4,9 +4,11 @@ Words are runs of a-z; merges happen inside words only. Every other character st
 UTF-8 bytes: a space is a token, digits and punctuation never merge, no text is out of reach.
 
 Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.2, and github.com/openai/DALL-E issue 22;
-Sennrich et al. 2016, arXiv:1508.07909; dropout: Provilkov et al. 2020, arXiv:1910.13267.
+Sennrich et al. 2016, arXiv:1508.07909; dropout: Provilkov et al. 2020, arXiv:1910.13267; the file
+is the `tokenizers` library's (format 1.0), its visible alphabet GPT-2's (Radford et al. 2019).
 """
 
+import json
 import re
 import sys
 from collections import Counter, defaultdict
@@ -20,12 +22,47 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from minidalle.bpe_file import SPLIT, read_bpe, write_bpe
+from minidalle.files import write_text
 
 PAD = -1  # fills a batch after a caption's end; never an id of the vocabulary
 N_BYTES = 256
+SPLIT = "[a-z]+|[^a-z]"  # a word, or one single other character
 _WORD = re.compile("[a-z]+")
 _PART = re.compile(SPLIT)
+# A file of ours but for 'vocab' and 'merges'. The library then encodes normalised text as we do;
+# ftfy cannot be written into it, so call `normalise` first.
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+_WORDS = {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False}
+_FILE = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [],
+    "normalizer": None,
+    "pre_tokenizer": {"type": "Sequence", "pretokenizers": [_WORDS, _BYTES]},
+    "post_processor": None,
+    "decoder": _BYTES,
+}
+_MODEL = {
+    "type": "BPE",
+    "dropout": None,
+    "unk_token": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "byte_fallback": False,
+    "ignore_merges": False,
+    "fuse_unk": False,
+}
+
+
+def byte_alphabet() -> list[str]:
+    """Return 256 characters: entry b is how a file shows byte b; a space is 'Ġ'.
+
+    The 188 printable Latin-1 bytes show as themselves, the other 68 as chr(256), chr(257), …
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = iter(range(256, 512))
+    return [chr(b) if b in printable else chr(next(hidden)) for b in range(256)]
 
 
 def normalise(text: str) -> str:
@@ -85,16 +122,16 @@ class _Corpus:
     def __init__(self, word_counts: Mapping[str, int]):
         self.words, self.counts = list(word_counts), list(word_counts.values())
         self.pair_counts: Counter[str] = Counter()
-        self.homes = defaultdict(list)  # pair -> indices of the words it is in, or was in
+        self.words_with = defaultdict(list)  # pair -> indices of the words it is in, or was in
         for i, word in enumerate(self.words):
             for j in range(len(word) - 1):
                 self.pair_counts[word[j : j + 2]] += self.counts[i]
-                self.homes[word[j : j + 2]].append(i)
+                self.words_with[word[j : j + 2]].append(i)
 
     def merge(self, pair: str, token: str) -> set[str]:
         """Replace `pair` by `token`, from the left, wherever it is; return the pairs that arise."""
         fresh = set()
-        for i in self.homes.pop(pair):
+        for i in self.words_with.pop(pair):
             old, count = self.words[i], self.counts[i]
             if pair not in old:
                 continue
@@ -105,7 +142,7 @@ class _Corpus:
                 new = word[j : j + 2]
                 self.pair_counts[new] += count
                 if token in new:
-                    self.homes[new].append(i)
+                    self.words_with[new].append(i)
                     fresh.add(new)
         return fresh
 
@@ -198,16 +235,33 @@ class BPETokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file that `tokenizers.Tokenizer.from_file` reads too."""
-        write_bpe(path, self.vocab, self.merges)
+        alphabet = byte_alphabet()
+        show = {token: "".join(alphabet[b] for b in token) for token in self.vocab}
+        model = _MODEL | {
+            "vocab": {show[token]: i for i, token in enumerate(self.vocab)},
+            "merges": [f"{show[left]} {show[right]}" for left, right in self.merges],
+        }
+        write_text(path, json.dumps(_FILE | {"model": model}, ensure_ascii=False, indent=1))
 
     @classmethod
     def load(cls, path: str | Path) -> "BPETokenizer":
-        """Read a file of `save` or of the `tokenizers` library (see `read_bpe` for which)."""
-        vocab, merges = read_bpe(path)
+        """Read a file of `save`. Raises ValueError, naming the file, where it is anything else."""
+        byte_of = {character: b for b, character in enumerate(byte_alphabet())}
+
+        def hide(shown: str) -> bytes:
+            return bytes(byte_of[character] for character in shown)
+
         try:
-            return cls(vocab, merges)
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            ids, merges = content["model"].pop("vocab"), content["model"].pop("merges")
+            if content != _FILE | {"model": _MODEL}:
+                raise ValueError("it splits or merges text by other rules than ours")
+            if list(ids.values()) != list(range(len(ids))):
+                raise ValueError(f"the ids of its {len(ids)} tokens are not 0, 1, 2, …")
+            pairs = [merge.split(" ") for merge in merges]
+            return cls([*map(hide, ids)], [(hide(left), hide(right)) for left, right in pairs])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} is not a tokenizer that minidalle saved: {error}") from None
 
     def _encode(self, text: str, coins: Iterator[bool] | None = None) -> list[int]:
         pieces = normalise(text).split(" ")

@@ -28,6 +28,7 @@ from minidalle.training.run import (
     TrainingError,
     global_generators,
     memory_advice,
+    no_denormals,
 )
 from minidalle.training.team import Alone
 
@@ -87,12 +88,15 @@ def fit(
     generator = torch.Generator(device)
 
     log = Log(folder, is_main=team.is_main, tensorboard=tensorboard)
-    with log, StopSignals() as signals, memory_advice(config), global_generators(device) as others:
+    with (
+        log, StopSignals() as signals, memory_advice(config), no_denormals(),
+        global_generators(device) as others,
+    ):  # fmt: skip
         run.start(log, resume)
         for step, batch in zip(range(run.step, config.steps), batches(run.step), strict=False):
             # The rate of this update.
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, config)
+                group["lr"] = learning_rate(step, config) * group.get("rate", 1.0)
 
             # Loss and gradients, part by part; every part has random numbers of its own.
             metrics = Counter()

@@ -109,20 +109,22 @@ class Transformer(nn.Module):
         return self.norm(x)
 
 
-def initial_value(name: str, shape: torch.Size, seed: int, n_layers: int) -> Tensor:
+def initial_value(
+    name: str, shape: torch.Size, seed: int, n_layers: int, residual: float = 1.0
+) -> Tensor:
     """Return the first value of the parameter called `name`, float32 on the CPU.
 
     Norms start as the identity, biases at 0, all else as normal(0, 0.02), with the two outputs
-    onto the identity path scaled by 1/sqrt(2 n_layers). The draw depends on (seed, name) alone:
-    it is the same in any order, for any number of processes.
+    onto the identity path scaled by residual/sqrt(2 n_layers). The draw depends on (seed, name)
+    alone: it is the same in any order, for any number of processes.
     """
     module, _, leaf = name.rpartition(".")
     if leaf == "bias":
         return torch.zeros(shape)
     if module.endswith("norm"):
         return torch.ones(shape)
-    residual = module.endswith(("attention.out", "mlp.down"))
-    std = 0.02 / math.sqrt(2 * n_layers) if residual else 0.02
+    is_output = module.endswith(("attention.out", "mlp.down"))
+    std = 0.02 * residual / math.sqrt(2 * n_layers) if is_output else 0.02
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     return torch.empty(shape).normal_(0, std, generator=generator)
@@ -132,4 +134,5 @@ def initial_value(name: str, shape: torch.Size, seed: int, n_layers: int) -> Ten
 def init_weights(model: nn.Module, seed: int = 0) -> None:
     """Fill every parameter of a model that has `config.n_layers` with its `initial_value`."""
     for name, parameter in model.named_parameters():
-        parameter.copy_(initial_value(name, parameter.shape, seed, model.config.n_layers))
+        c = model.config
+        parameter.copy_(initial_value(name, parameter.shape, seed, c.n_layers, c.residual_init))

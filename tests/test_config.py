@@ -74,7 +74,7 @@ def test_overrides_are_read_as_the_type_of_their_field():
         ("tokenizer.dropout=1.5", "tokenizer.dropout=1.5 must be at most 1"),
         ("dvae.image_size=30", "dvae.image_size=30 is not a multiple"),
         ("dalle.grid=9", "dalle.grid=9 must equal"),
-        ("dvae.vocab_size=99", "dalle.image_vocab=512 must equal dvae.vocab_size=99"),
+        ("dvae.vocab_size=99", "dalle.image_vocab=256 must equal dvae.vocab_size=99"),
         ("tokenizer.vocab_size=600", "dalle.text_vocab=512 must equal"),
     ],
 )

@@ -122,8 +122,9 @@ def test_loss_is_the_papers_sum_over_values():
     loss, metrics = model.loss({"images": images}, 700, torch.Generator().manual_seed(3))
     tau, beta = model.schedule(700)
     logits = model.logits(images)
-    codes = gumbel_softmax(logits, tau, torch.Generator().manual_seed(3))
-    mu, log_b = model.decoder(codes).chunk(2, 1)
+    last = logits.permute(0, 2, 3, 1)  # (B, h, w, K): noise is drawn in this order
+    codes = gumbel_softmax(last, tau, torch.Generator().manual_seed(3), dim=-1)
+    mu, log_b = model.decoder(codes.permute(0, 3, 1, 2)).chunk(2, 1)
     dist = TransformedDistribution(Laplace(mu, log_b.clamp(min=0).exp()), [SigmoidTransform()])
     nll = -dist.log_prob(map_pixels(images)).sum()
     q = Categorical(logits=logits.permute(0, 2, 3, 1))

@@ -22,7 +22,8 @@ def save(run, stage, config=CONFIG, change=None):
     model = build(config, stage)
     if change:
         change(model)
-    save_model(run / stage, model.state_dict(), to_json(config), digests(run, stage))
+    needs = {"dalle": ("tokenizer", "dvae"), "clip": ("tokenizer",)}.get(stage, ())
+    save_model(run / stage, model.state_dict(), to_json(config), digests(run, needs))
 
 
 @pytest.fixture

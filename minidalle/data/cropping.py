@@ -1,7 +1,7 @@
-"""Cut a square out of a picture: the paper's two random crops, and the plain one in the middle.
+"""Cut a square out of an image: the paper's two random crops, and the plain one in the middle.
 
-H W pixels of the picture, S side of its largest square, T side after the shrinking.
-Pictures are uint8 (3, H, W). A picture smaller than the wanted size is enlarged to it first.
+H W pixels of the image, S side of its largest square, T side after the shrinking.
+Images are uint8 (3, H, W). One smaller than the wanted size is enlarged to it first.
 Source: Ramesh et al. 2021, arXiv:2102.12092, listing 1 (appendix A.2) and listing 2 (B.2).
 """
 
@@ -20,6 +20,11 @@ def area_resize(image: Tensor, height: int, width: int) -> Tensor:
     rows, columns = _overlaps(image.shape[-2], height), _overlaps(image.shape[-1], width)
     means = rows @ image.float() @ columns.T  # (…, height, width)
     return means.round().clamp(0, 255).to(torch.uint8)
+
+
+def resize_all(images: Tensor, size: int) -> Tensor:
+    """Return many images (N, 3, H, W) at another size, in parts that fit in memory."""
+    return torch.cat([area_resize(part, size, size) for part in images.split(1000)])
 
 
 def _overlaps(old: int, new: int) -> Tensor:
@@ -53,7 +58,7 @@ def crop_stage_one(image: Tensor, size: int, generator: torch.Generator) -> Tens
 def crop_stage_two(image: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Listing 2, for the transformer: a square near the middle, shrunk to 8/8 to 9/8 of size, cut.
 
-    Never flipped, for captions speak of left and right and pictures contain writing.
+    Never flipped, for captions speak of left and right and images contain writing.
     Returns (3, size, size) uint8.
     """
     height, width = image.shape[-2:]

@@ -6,35 +6,32 @@ in a folder, .zip or .tar. Names come from captions.tsv, openmoji.csv or Unicode
 among the files, and else, for single characters, from Python's own table. No skin tones.
 """
 
+import contextlib
 import csv
-import io
 import re
-import tarfile
+import shutil
 import unicodedata
-import warnings
-import zipfile
 from collections import defaultdict
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from minidalle.config import DataConfig
 from minidalle.data.captioned import InMemory, Tally, Unusable
-from minidalle.data.cropping import area_resize
+from minidalle.data.cropping import area_resize, resize_all
 from minidalle.data.folders import in_split, list_files, name_hash
-from minidalle.data.images import decode_picture, picture_size
-from minidalle.data.public import find, resized
+from minidalle.data.images import decode_image, image_size
+from minidalle.files import find
 
-CODE = re.compile(r"(?:emoji_u)?([0-9a-f]{2,6}(?:[-_][0-9a-f]{2,6})*)\.png", re.IGNORECASE)
+FILE = re.compile(r"(?:emoji_u)?([0-9a-f]{2,6}(?:[-_][0-9a-f]{2,6})*)\.png", re.IGNORECASE)
+UNICODE = re.compile(r"^([0-9A-F ]+);[^#\n]*# \S+ E\d+\.\d+ (.+)$", re.MULTILINE)
 SKIN_TONES = {"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}
-MAX_BYTES = 2**26  # of one file in an archive
 
 
-def load_emoji(split: str, data: DataConfig) -> InMemory:
-    """Return emoji on white, each drawing of it one picture; the caption is its name.
+def load_emoji(split: str, data: DataConfig, seed: int) -> InMemory:
+    """Return emoji on white, each drawing of it one image; the caption is its name.
 
     About a tenth are test, chosen by code point, so that all drawings of one emoji stay together.
     Raises ValueError when there are none, naming where they were looked for.
@@ -46,143 +43,88 @@ def load_emoji(split: str, data: DataConfig) -> InMemory:
             "set there (github.com: googlefonts/noto-emoji, jdecked/twemoji, hfg-gmuend/openmoji) "
             "or give its folder or archive as data.folder=PATH"
         )
-    arrays = sorted(place.glob("*_72.npz")) if place.is_dir() else []
-    read = _from_arrays if arrays else _from_files
-    images, names, codes, style = read(place, arrays, data.image_size)
-    chosen = in_split(np.array([name_hash(code) for code in codes]), split, data.n_test)
-    kept = np.flatnonzero(chosen).tolist()
-    attributes = [{"code": codes[i], "name": names[i], "style": style[i]} for i in kept]
-    return InMemory(images[kept], [names[i] for i in kept], attributes, split)
+    if place.is_dir():
+        read = _read_arrays if any(place.glob("*_72.npz")) else _read_files
+        images, found = read(place, data.image_size)
+    else:
+        with TemporaryDirectory() as folder:
+            try:  # without what would lie outside the folder
+                only_data = {} if place.suffix.lower() == ".zip" else {"filter": "data"}
+                shutil.unpack_archive(place, folder, **only_data)
+            except Exception as error:  # unpackers raise whatever they like
+                raise ValueError(f"{place} is no folder and no whole .zip or .tar") from error
+            images, found = _read_files(Path(folder), data.image_size)
+    codes = np.array([name_hash(attributes["code"]) for attributes in found])
+    kept = np.flatnonzero(in_split(codes, split, data.n_test)).tolist()
+    return InMemory(images[kept], [found[i]["name"] for i in kept], [found[i] for i in kept], split)
 
 
-def _from_arrays(place: Path, arrays: list[Path], size: int):
+def _read_arrays(place: Path, size: int) -> tuple[torch.Tensor, list[dict]]:
     """Read NAME_72.npz: images (N, 72, 72, 4), rows (N,) of captions.tsv."""
     with (place / "captions.tsv").open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    parts, names, codes, style = [], [], [], []
-    for path in arrays:
+    parts, found = [], []
+    for path in sorted(place.glob("*_72.npz")):
         with np.load(path, allow_pickle=False) as stored:
-            rows, rgba = stored["rows"], stored["images"]
-        plain = [k for k, row in enumerate(rows) if not table[row]["skintone_base"]]
-        parts.append(resized(on_white(rgba[plain]), size))
-        names += [table[rows[k]]["caption"] for k in plain]
-        codes += [table[rows[k]]["code"] for k in plain]
-        style += [path.stem.removesuffix("_72")] * len(plain)
-    return torch.cat(parts), names, codes, style
+            rows, rgba = [table[i] for i in stored["rows"]], stored["images"]
+        plain = [i for i, row in enumerate(rows) if not row["skintone_base"]]
+        # Lay them on white.
+        alpha = rgba[plain, ..., 3:].astype(np.float32) / 255
+        rgb = (rgba[plain, ..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
+        parts.append(resize_all(torch.from_numpy(rgb).permute(0, 3, 1, 2), size))  # (N, 3, S, S)
+        found += [{"code": rows[i]["code"], "name": rows[i]["caption"]} for i in plain]
+    return torch.cat(parts), found
 
 
-def on_white(rgba: np.ndarray) -> Tensor:
-    """Lay pictures (N, S, S, 4) uint8 on white: (N, 3, S, S) uint8."""
-    alpha = rgba[..., 3:].astype(np.float32) / 255
-    rgb = rgba[..., :3] * alpha + 255 * (1 - alpha)
-    return torch.from_numpy(rgb.round().astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
-
-
-def _from_files(place: Path, _: list, size: int):
+def _read_files(place: Path, size: int) -> tuple[torch.Tensor, list[dict]]:
     """Read PNG files called after their code points; count those without a name or broken."""
-    files, read = _open_set(place)
-    pictures = _best_folder(files, read, size)
-    official = _official_names(files, read)
-    tally = Tally(len(pictures))
-    images, names, codes = [], [], []
-    for code, file in pictures.items():
-        try:
-            name = official.get(code) or _unicode_name(code)
-            images.append(area_resize(decode_picture(read(file)), size, size))
-            names.append(name)
-            codes.append(code)
-        except Unusable as why:
-            tally.add(PurePosixPath(file).name, why)
-    if not images:
-        raise ValueError(
-            f"no emoji in {place}: of {len(files)} files {len(pictures)} are PNG files named by "
-            f"code points, such as 1f600.png; {tally.line()}".rstrip("; ")
-        )
-    if tally.line():
-        warnings.warn(tally.line())
-    return torch.stack(images), names, codes, [place.stem] * len(codes)
-
-
-def _open_set(place: Path) -> tuple[list[str], Callable[[str], bytes]]:
-    """Return the files of a folder or archive, and how to read one."""
-    if place.is_dir():
-        return list_files(place), lambda file: (place / file).read_bytes()
-    if zipfile.is_zipfile(place):
-        archive = zipfile.ZipFile(place)
-        sizes = {member.filename: member.file_size for member in archive.infolist()}
-        files = sorted(file for file, size in sizes.items() if 0 < size <= MAX_BYTES)
-        return files, archive.read
-    try:
-        with tarfile.open(place) as tar:  # a compressed tar cannot be read by place: keep it all
-            held = {
-                member.name: tar.extractfile(member).read()
-                for member in tar
-                if member.isfile() and member.size <= MAX_BYTES
-            }
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"{place} is no folder and no whole .zip or .tar") from error
-    return sorted(held), held.__getitem__
-
-
-def _best_folder(files: list[str], read: Callable, size: int) -> dict[str, str]:
-    """Return code -> file of the fullest folder of coloured emoji; the smallest that is >= size."""
-    folders: dict[str, dict[str, str]] = defaultdict(dict)
-    for file in files:
-        path = PurePosixPath(file)
-        match = CODE.fullmatch(path.name)
-        if match and "black" not in path.parts:  # OpenMoji's line drawings
-            points = [p for p in re.split("[-_]", match[1].upper().lstrip("0")) if p != "FE0F"]
-            if not SKIN_TONES & set(points):
-                folders[str(path.parent)]["-".join(points)] = file
-    most = max((len(found) for found in folders.values()), default=0)
+    # Sort them by folder: sets hold several sizes, and OpenMoji line drawings in `black`.
+    files, folders = [place / file for file in list_files(place)], defaultdict(dict)
+    for path in files:
+        match = FILE.fullmatch(path.name)
+        code = _code(match[1]) if match and "black" not in path.parts else ""
+        if code and not SKIN_TONES & set(code.split("-")):
+            folders[path.parent][code] = path
+    # Of the fullest folders, take that with the smallest images of at least `size`.
+    most = max(map(len, folders.values()), default=0)
     full = [found for found in folders.values() if len(found) > 0.9 * most]
-
-    def unfit(found: dict[str, str]) -> tuple[bool, int]:
+    chosen = min(full, key=lambda found: _unfit(next(iter(found.values())), size), default={})
+    # Read them, with the names that the set gives or Unicode has.
+    names, tally, images, found = _names(files), Tally(len(chosen)), [], []
+    for code, path in chosen.items():
         try:
-            side = min(picture_size(read(next(iter(found.values())))))
-        except Unusable:
-            side = 0
-        return side < size, side
-
-    return min(full, key=unfit, default={})
-
-
-def _official_names(files: list[str], read: Callable) -> dict[str, str]:
-    """Return code -> name from the first list of names among the files, or nothing."""
-    readers = {"captions.tsv": _read_table, "openmoji.csv": _read_table}
-    for name, reader in {**readers, "emoji-test.txt": _read_unicode_test}.items():
-        for file in files:
-            if PurePosixPath(file).name == name:
-                return reader(io.StringIO(read(file).decode("utf-8-sig")))
-    return {}
+            name = names.get(code) or unicodedata.name(chr(int(code, 16))).lower()
+            images.append(area_resize(decode_image(path), size, size))
+            found.append({"code": code, "name": name})
+        except Unusable as why:
+            tally.add(path.name, why)
+        except ValueError:  # several code points, or one that this Python does not know
+            tally.add(path.name, Unusable("no official name"))
+    tally.close(len(images), place, lambda: f"of {len(files)} files none is called 1f600.png or so")
+    return torch.stack(images), found
 
 
-def _read_table(text: io.StringIO) -> dict[str, str]:
-    """Read captions.tsv (code, caption) or openmoji.csv (hexcode, annotation)."""
-    head = text.readline()
-    text.seek(0)
-    rows = csv.DictReader(text, delimiter="\t" if "\t" in head else ",")
-    return {
-        "-".join(
-            p for p in (row.get("code") or row.get("hexcode")).upper().split("-") if p != "FE0F"
-        ): row.get("caption") or row.get("annotation")
-        for row in rows
-    }
+def _code(points: str) -> str:
+    """'1f600' or '00A9 FE0F' -> '1F600' or 'A9'."""
+    return "-".join(p for p in re.split("[-_ ]", points.strip().upper()) if p != "FE0F").lstrip("0")
 
 
-def _read_unicode_test(text: io.StringIO) -> dict[str, str]:
-    """Read lines such as '1F600 ; fully-qualified # 😀 E1.0 grinning face'."""
+def _unfit(path: Path, size: int) -> tuple[bool, int]:
+    side = 0
+    with contextlib.suppress(Unusable):
+        side = min(image_size(path))
+    return side < size, side
+
+
+def _names(files: list[Path]) -> dict[str, str]:
+    """Return code -> name from the lists of names among the files."""
     names = {}
-    for line in text:
-        match = re.match(r"([0-9A-F ]+);[^#]*# \S+ E\d+\.\d+ (.+)", line)
-        if match:
-            points = [p for p in match[1].split() if p != "FE0F"]
-            names.setdefault("-".join(points), match[2].strip())
+    for path in files:
+        if path.name == "emoji-test.txt":
+            names |= {_code(c): n.strip() for c, n in UNICODE.findall(path.read_text("utf-8"))}
+        elif path.name in ("openmoji.csv", "captions.tsv"):
+            with path.open(encoding="utf-8-sig", newline="") as text:
+                for row in csv.DictReader(text, delimiter=",\t"[path.suffix == ".tsv"]):
+                    code = row.get("code") or row.get("hexcode") or ""
+                    names[_code(code)] = row.get("caption") or row.get("annotation")
     return names
-
-
-def _unicode_name(code: str) -> str:
-    try:
-        return unicodedata.name(chr(int(code, 16))).lower()
-    except ValueError as error:  # a sequence of several, or a code point unknown to this Python
-        raise Unusable("no official name") from error

@@ -1,4 +1,4 @@
-"""Turn picture files and captions of unknown quality into tensors and text. Pillow lives here.
+"""Turn image files and captions of unknown quality into tensors and text. Pillow lives here.
 
 H W pixels.
 """
@@ -13,53 +13,57 @@ from torch import Tensor
 
 from minidalle.data.captioned import Unusable
 
-MAX_PIXELS = 50_000_000  # of one picture: 150 MB decoded
+MAX_PIXELS = 50_000_000  # of one image: 150 MB decoded
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
-def picture_size(source: Path | bytes) -> tuple[int, int]:
+def image_size(source: Path | bytes) -> tuple[int, int]:
     """Return (width, height) from the header alone. Raises Unusable."""
-    with _opened(source) as picture:
-        return picture.size
+    with _opened(source) as image:
+        return image.size
 
 
-def decode_picture(source: Path | bytes) -> Tensor:
-    """Return a picture as (3, H, W) uint8, upright, clear parts white. Raises Unusable."""
-    with _opened(source) as picture:
+def decode_image(source: Path | bytes) -> Tensor:
+    """Return an image as (3, H, W) uint8, upright, clear parts white. Raises Unusable."""
+    with _opened(source) as image:
         try:
-            pixels = np.array(_as_rgb(picture))  # (H, W, 3)
+            pixels = np.array(_as_rgb(image))  # (H, W, 3)
         except Exception as error:  # decoders raise whatever they like on damaged bytes
-            raise Unusable("broken picture") from error
+            raise Unusable("broken image") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (3, H, W)
 
 
 def _opened(source: Path | bytes) -> Image.Image:
+    too_large = f"image of more than {MAX_PIXELS:,} pixels"
+    if isinstance(source, Path) and not source.is_file():  # opening a pipe would wait for ever
+        raise Unusable("not a file" if source.exists() else "missing image")
     try:
-        picture = Image.open(BytesIO(source) if isinstance(source, bytes) else source)
-    except FileNotFoundError as error:
-        raise Unusable("missing picture") from error
+        image = Image.open(BytesIO(source) if isinstance(source, bytes) else source)
     except UnidentifiedImageError as error:
-        raise Unusable("not a picture") from error
+        raise Unusable("not an image") from error
     except Image.DecompressionBombError as error:
-        raise Unusable(f"picture of more than {MAX_PIXELS:,} pixels") from error
+        raise Unusable(too_large) from error
     except Exception as error:  # as above
-        raise Unusable("broken picture") from error
-    if picture.width * picture.height > MAX_PIXELS:
-        picture.close()
-        raise Unusable(f"picture of more than {MAX_PIXELS:,} pixels")
-    return picture
+        raise Unusable("broken image") from error
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise Unusable(too_large)
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise Unusable("image of 32-bit numbers, whose range is unknown")
+    return image
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16") or picture.mode == "I":  # Pillow would clip at 255
-        grey = np.asarray(picture).astype(np.float64) / 65535 * 255
-        picture = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
-    picture = ImageOps.exif_transpose(picture)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        ground = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(ground, picture)
-    return picture.convert("RGB")
+def _as_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
+        grey = np.asarray(image).astype(np.float64)
+        white = grey == image.info.get("transparency", -1)
+        grey = np.where(white, 255, (grey / 65535 * 255).round().clip(0, 255))
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def check_aspect(size: tuple[int, int], max_aspect: float) -> None:

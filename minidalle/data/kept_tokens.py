@@ -1,7 +1,7 @@
-"""Image tokens of a whole data set, computed once and kept in a file. N pictures, G grid.
+"""Image tokens of a whole data set, computed once and kept in a file. N images, G grid.
 
-The file is called after what the tokens depend on: the dVAE's weights and the pictures. So tokens
-of another dVAE, or of other pictures, are never taken for these.
+The file is called after what the tokens depend on: the dVAE's weights and the images. So tokens
+of another dVAE, or of other images, are never taken for these.
 """
 
 import hashlib
@@ -18,8 +18,9 @@ from minidalle.data.cropping import centre_crop
 from minidalle.files import load_array, save_array
 
 FORMAT = 1  # raise it when the meaning of the file changes
-CHUNK = 64  # pictures read at a time
-PIXELS = 2**20  # encoded at a time: 16 pictures of 256 x 256, some 4 GiB of the paper's dVAE
+CHUNK = 64  # images read at a time
+PIXELS = 2**20  # encoded at a time: 16 images of 256 x 256, some 4 GiB of the paper's dVAE
+NO_TOKEN = 2**16 - 1  # in place of tokens where an image cannot be read
 
 
 def token_key(dvae: torch.nn.Module, dataset: Captioned) -> str:
@@ -33,7 +34,7 @@ def token_key(dvae: torch.nn.Module, dataset: Captioned) -> str:
 
 
 def all_tokens(dataset: Captioned, dvae: torch.nn.Module, folder: Path | None) -> np.ndarray:
-    """Return the tokens of every picture, (N, G * G) uint16; no_token where one cannot be read.
+    """Return the tokens of every image, (N, G * G) uint16; NO_TOKEN where one cannot be read.
 
     Kept in folder / tokens-SPLIT-KEY.npy, from where a later call takes them; older files of the
     split are deleted. With folder None nothing is kept.
@@ -42,59 +43,47 @@ def all_tokens(dataset: Captioned, dvae: torch.nn.Module, folder: Path | None) -
         return _compute(dataset, dvae)
     path = folder / f"tokens-{dataset.split}-{token_key(dvae, dataset)}.npy"
     tokens = load_array(path, np.uint16, mmap=True)
-    if tokens is None or len(tokens) != len(dataset):
-        tokens = _compute(dataset, dvae)
-        _keep(path, tokens)
+    if tokens is not None and len(tokens) == len(dataset):
+        return tokens
+    tokens = _compute(dataset, dvae)
+    try:
+        save_array(path, tokens)
+        for old in folder.glob(f"tokens-{dataset.split}-*.npy"):
+            if old != path:
+                old.unlink(missing_ok=True)
+    except OSError as error:  # a full disk costs the file, not the run
+        warnings.warn(f"image tokens are not kept: {error}")
     return tokens
 
 
-def no_token(tokens: np.ndarray) -> int:
-    """Return the number that stands in place of tokens where a picture cannot be read."""
-    return int(np.iinfo(tokens.dtype).max)
-
-
-def _keep(path: Path, tokens: np.ndarray) -> None:
-    """Write the file and delete those of the same split that it replaces."""
-    try:
-        save_array(path, tokens)
-        for old in path.parent.glob(f"{path.name.rsplit('-', 1)[0]}-*.npy"):
-            if old != path:
-                old.unlink(missing_ok=True)
-    except OSError as error:  # a full disk costs the cache, not the run
-        warnings.warn(f"image tokens are not kept: cannot write {path}: {error.strerror or error}")
-
-
 def _compute(dataset: Captioned, dvae: torch.nn.Module) -> np.ndarray:
+    starts = range(0, len(dataset), CHUNK)
     parts = []
-    for start in tqdm(
-        range(0, len(dataset), CHUNK), desc="image tokens", unit="batch", disable=None
-    ):
-        rows = range(start, min(start + CHUNK, len(dataset)))
-        pictures = [_picture(dataset, i) for i in rows]
-        blank = torch.zeros(3, dataset.size, dataset.size, dtype=torch.uint8)
-        images = torch.stack([blank if p is None else p for p in pictures])  # (rows, 3, S, S)
-        tokens = encode(dvae, images)  # (rows, G * G)
-        part = tokens.numpy().astype(np.uint16)
-        part[[i for i, picture in enumerate(pictures) if picture is None]] = no_token(part)
-        parts.append(part)
+    for start in tqdm(starts, desc="image tokens", unit="batch", disable=None):
+        # Read a chunk; a blank stands where an image cannot be read.
+        n = min(CHUNK, len(dataset) - start)
+        images = torch.zeros(n, 3, dataset.size, dataset.size, dtype=torch.uint8)
+        missing = []
+        for row in range(n):
+            try:
+                images[row] = centre_crop(dataset.read(start + row), dataset.size)
+            except Unusable as why:
+                dataset.pass_over(start + row, why)
+                missing.append(row)
+        # Encode it, then take the blanks out again.
+        tokens = encode(dvae, images).numpy().astype(np.uint16)  # (n, G * G)
+        tokens[missing] = NO_TOKEN
+        parts.append(tokens)
     return np.concatenate(parts)
-
-
-def _picture(dataset: Captioned, i: int) -> Tensor | None:
-    try:
-        return centre_crop(dataset.read(i), dataset.size)
-    except Unusable as why:
-        dataset.pass_over(i, why)
-        return None
 
 
 @torch.no_grad()
 def encode(dvae: torch.nn.Module, images: Tensor) -> Tensor:
-    """Return the image tokens of (B, 3, S, S) uint8 pictures, (B, G * G) int64 on the CPU."""
+    """Return the image tokens of (B, 3, S, S) uint8 images, (B, G * G) int64 on the CPU."""
     device = next(dvae.parameters()).device
     at_once = max(1, PIXELS // images[0, 0].numel())
     parts = [dvae.tokens(x.to(device).float() / 255).flatten(1) for x in images.split(at_once)]
     tokens = torch.cat(parts).cpu()
-    if tokens.max() >= 2**16 - 1:
+    if tokens.max() >= NO_TOKEN:
         raise ValueError(f"token {int(tokens.max())} does not fit the cache: at most 65,534")
     return tokens

@@ -71,9 +71,9 @@ TEMPLATES = (  # the first states every attribute in the plainest order
     "a {colour} {shape} in the {position}, {size}, on {background}",
     "a {size} {colour} {shape} on a {background} background",  # position left open
 )
-JITTER = 0.2  # pixels the centre may move, each way
+JITTER = 2.0  # pixels the centre may move, each way
 REACH = 1.55  # no outline of radius 1, and no half pixel beyond it, lies further out
-SIZE_JITTER = 0.01  # relative
+SIZE_JITTER = 0.08  # relative
 
 
 @dataclass(frozen=True)
@@ -150,27 +150,35 @@ def render(
 ) -> Tensor:
     """Draw scenes from their attributes -> uint8 (N, 3, 32, 32).
 
-    shift (N, 2) moves the centre in pixels, scale (N,) multiplies the radius. An edge pixel is
-    mixed by how far the outline is from its centre: anti-aliasing by signed distance.
+    shift (N, 2) moves the centre in pixels, scale (N,) multiplies the radius.
     """
     n = len(attributes)
     shift = np.zeros((n, 2)) if shift is None else shift
     scale = np.ones(n) if scale is None else scale
-    at = np.arange(SIDE) + 0.5
-    pixels = np.stack(np.meshgrid(at, at), axis=-1).reshape(-1, 2)  # (P, 2) as x, y
     images = np.empty((n, 3, SIDE, SIDE), np.uint8)
     for i, a in enumerate(attributes):
         centre = np.array(POSITIONS[a["position"]]) + shift[i]
-        radius = SIZES[a["size"]] * scale[i]
-        offset = (pixels - centre) / radius  # (P, 2)
-        near = np.hypot(offset[:, 0], offset[:, 1]) < REACH  # the others lie outside for sure
-        distance = radius * signed_distance(a["shape"], offset[near])  # (near P,)
-        cover = np.zeros((len(pixels), 1))
-        cover[near, 0] = np.clip(0.5 - distance, 0, 1)  # share of the pixel inside
+        share = cover(a["shape"], centre, SIZES[a["size"]] * scale[i])[:, None]  # (P, 1)
         ground, ink = np.array(BACKGROUNDS[a["background"]]), np.array(COLOURS[a["colour"]])
-        colours = np.rint(ground + cover * (ink - ground))  # (P, 3)
+        colours = np.rint(ground + share * (ink - ground))  # (P, 3)
         images[i] = colours.T.reshape(3, SIDE, SIDE).astype(np.uint8)
     return torch.from_numpy(images)
+
+
+def cover(shape: str, centre: np.ndarray, radius: float) -> np.ndarray:
+    """Return the share of each pixel, row by row, that lies inside a shape: (P,) in [0, 1].
+
+    centre (2,) and radius are in pixels. An edge pixel is covered by how far the outline is from
+    its centre: anti-aliasing by signed distance.
+    """
+    at = np.arange(SIDE) + 0.5
+    pixels = np.stack(np.meshgrid(at, at), axis=-1).reshape(-1, 2)  # (P, 2) as x, y
+    offset = (pixels - centre) / radius  # (P, 2)
+    near = np.hypot(offset[:, 0], offset[:, 1]) < REACH  # the others lie outside for sure
+    distance = radius * signed_distance(shape, offset[near])  # (near P,)
+    share = np.zeros(len(pixels))
+    share[near] = np.clip(0.5 - distance, 0, 1)
+    return share
 
 
 def signed_distance(shape: str, points: np.ndarray) -> np.ndarray:

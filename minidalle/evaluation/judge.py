@@ -13,12 +13,26 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from minidalle.data import shapes
+from minidalle import data
+from minidalle.config import Config, replace
+from minidalle.data import digits, shapes
+from minidalle.data.cropping import resize_all
+from minidalle.data.streams import Stream
 from minidalle.files import load_tensors, save_model
+from minidalle.stages import SHIPPED
 
 WIDTHS = (32, 48, 64, 64)  # channels; every stage after the first halves the side
 N_FEATURES = 96
+N_TRUE = 20_000  # true images that a judge learns from, at most
+# How each data set's judge is trained; those of other data sets as the one of digits.
+RECIPES = {
+    "shapes": dict(steps=2500),
+    "mnist": dict(steps=4000, widths=(32, 64, 96, 96)),
+    "fashion_mnist": dict(steps=4000, widths=(32, 64, 96, 96)),
+    "cifar": dict(steps=12_000, widths=(48, 96, 192, 192), blocks=1, flip=True),
+}
 
 
 class Judge(nn.Module):
@@ -131,6 +145,59 @@ def as_float(images: Tensor) -> Tensor:
     return images / 255 if images.dtype == torch.uint8 else images
 
 
+def find_judge(config: Config, run: str | Path) -> Judge | None:
+    """Return the judge of a configuration's data set: the run's, the shipped one, or a new one.
+
+    A new one learns from the training images and is kept in run/judge. None where the images have
+    no attributes to read.
+    """
+    name, own = config.data.name, Path(run) / "judge"
+    shipped = SHIPPED / ("toy" if name == "shapes" else name) / "judge"
+    for folder in (own, shipped):
+        if (folder / "model.safetensors").is_file():
+            judge = Judge.load(folder)
+            if judge.image_size == config.data.image_size:
+                return judge
+    judge = make_judge(config)
+    if judge is not None:
+        judge.save(own)
+    return judge
+
+
+def make_judge(config: Config, seed: int = 0) -> Judge | None:
+    """Train a judge on the true images of a data set, with a bar; None without attributes."""
+    images, attributes = true_images(config)
+    if not attributes:
+        return None
+    recipe = RECIPES.get(config.data.name, RECIPES["mnist"])
+    with tqdm(total=recipe["steps"], desc="judge", disable=None) as bar:
+        return train_judge(
+            images, attributes, seed=seed, progress=lambda *_: bar.update(), **recipe
+        )
+
+
+def true_images(config: Config) -> tuple[Tensor | None, list[dict[str, str]]]:
+    """Return images (N, 3, S, S) uint8 to learn from and their attributes, if they have any.
+
+    Held-out pairs are among them where they can be drawn, of training handwriting alone.
+    """
+    name, seed = config.data.name, config.seed
+    n = min(config.data.n_train, N_TRUE)
+    if name == "shapes":
+        scenes = true_scenes(n, seed)
+        return scenes.images, scenes.attributes
+    dataset = data.load(replace(config, data=replace(config.data, n_train=n)), "train")
+    if isinstance(dataset, Stream) or dataset.attributes(0) is None:
+        return None, []
+    n = min(n, len(dataset))
+    images, attributes = data.first(dataset, n)[0], [dataset.attributes(i) for i in range(n)]
+    if name in ("mnist", "fashion_mnist"):
+        more = digits.draw(digits.load_things(name, "train"), n // 8, seed, "held_out")
+        images = torch.cat([images, resize_all(more.images, config.data.image_size)])
+        attributes += [more.attributes(i) for i in range(len(more))]
+    return images, attributes
+
+
 def true_scenes(n: int, seed: int) -> shapes.Scenes:
     """Draw n scenes of the toy world in which every (shape, colour) pair is equally likely."""
     pairs = len(shapes.SHAPES) * len(shapes.COLOURS)
@@ -145,18 +212,50 @@ def true_scenes(n: int, seed: int) -> shapes.Scenes:
 
 
 def roughen(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur and dim images a little, and add noise, as a good reconstruction might.
+    """Bend, blur and dim images a little, and add noise, as a good reconstruction might.
 
-    images (N, 3, S, S) in [0, 1]. Three in four are blurred, by up to 1 pixel; noise has a
-    standard deviation of up to 0.06, and each channel shifts by up to 0.04. What a person could
-    not read any more is never called readable: training goes no further than this.
+    images (N, 3, S, S) in [0, 1]. Outlines are bent by up to a pixel or so; three images in four
+    are blurred, by up to 1 pixel; noise has a standard deviation of up to 0.06, and each channel
+    shifts by up to 0.04. What a person could not read any more is never called readable: training
+    goes no further than this.
     """
+    images = bend(images, 1.2 * torch.rand(len(images), generator=generator), generator)
     u = torch.rand(len(images), 6, 1, 1, 1, generator=generator)
     blurred = (u[:, 0] / 0.75).clamp(max=1) * (u[:, 1] < 0.75)  # weight of the blurred copy
     x = images + blurred * (blur3(blur3(images)) - images)
     x = x + 0.06 * u[:, 2] * torch.randn(x.shape, generator=generator)
     x = x + 0.08 * (u[:, 3:, 0] - 0.5)  # one shift a channel
     return x.clamp(0, 1)
+
+
+def move(images: Tensor, generator: torch.Generator, by: int = 4) -> Tensor:
+    """Mirror half of the images (N, 3, S, S), and move each by up to `by` pixels."""
+    n, _, height, width = images.shape
+    mirrored = torch.rand(n, 1, 1, 1, generator=generator) < 0.5
+    x = torch.where(mirrored, images.flip(3), images)
+    x = F.pad(x.float(), (by,) * 4, mode="replicate").to(images.dtype)
+    corner = torch.randint(2 * by + 1, (n, 2), generator=generator)
+    rows = corner[:, 0, None] + torch.arange(height)  # (N, S)
+    columns = corner[:, 1, None] + torch.arange(width)
+    at = torch.arange(n)[:, None, None]
+    x = x.permute(0, 2, 3, 1)[at, rows[:, :, None], columns[:, None, :]]  # (N, S, S, 3)
+    return x.permute(0, 3, 1, 2)
+
+
+def bend(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Move the pixels of images (N, 3, S, S) along a smooth random field.
+
+    Every fourth pixel along each axis moves by a normal random amount, strength (N,) pixels its
+    standard deviation; those between move by what is interpolated.
+    """
+    n, side = len(images), images.shape[-1]
+    knots = torch.randn(n, 2, side // 4 + 1, side // 4 + 1, generator=generator)
+    knots = knots * strength[:, None, None, None]
+    move = F.interpolate(knots, (side, side), mode="bilinear", align_corners=True)  # (N, 2, S, S)
+    at = (2 * torch.arange(side) + 1) / side - 1  # centres of pixels in [-1, 1]
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    grid = torch.stack([x, y], -1) + move.permute(0, 2, 3, 1) * 2 / side  # (N, S, S, 2)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def blur3(images: Tensor) -> Tensor:
@@ -174,13 +273,15 @@ def train_judge(
     lr: float = 2e-3,
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
+    flip: bool = False,
     **network,
 ) -> Judge:
     """Teach a judge from true images, roughened afresh in every update.
 
     images uint8 (N, 3, S, S); attributes has one dict for each, all with the same names.
-    progress(step, loss) is called after every update; network: widths and blocks, as `Judge`.
-    Same seed, same judge.
+    progress(step, loss) is called after every update. flip: photographs may be mirrored and moved
+    by up to 4 pixels, drawings whose attributes are places may not. network: widths and blocks, as
+    `Judge`. Same seed, same judge.
     """
     names = list(attributes[0])
     values = {name: tuple(sorted({a[name] for a in attributes})) for name in names}
@@ -194,7 +295,8 @@ def train_judge(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.1)
     for step in range(steps):
         pick = torch.randint(len(images), (batch_size,), generator=generator)
-        logits = judge(roughen(as_float(images[pick]), generator))
+        some = move(images[pick], generator) if flip else images[pick]
+        logits = judge(roughen(as_float(some), generator))
         loss = sum(F.cross_entropy(logits[k], target[pick, i]) for i, k in enumerate(names))
         optimiser.zero_grad()
         loss.backward()

@@ -275,7 +275,9 @@ def frechet(judge: Judge, true: Tensor, images: Tensor) -> dict[str, float]:
 @torch.inference_mode()
 def judge_score(judge: Judge, images: Tensor) -> dict[str, float]:
     """Return the inception score formula on the judge's answers, for each attribute."""
-    return {name: metrics.inception_score(x.softmax(1)) for name, x in judge(images).items()}
+    parts = [judge(part) for part in images.split(256)]
+    logits = {name: torch.cat([part[name] for part in parts]) for name in judge.values}
+    return {name: metrics.inception_score(x.softmax(1)) for name, x in logits.items()}
 
 
 @torch.inference_mode()
@@ -286,71 +288,25 @@ def likelihood(pipeline: Pipeline, cases: Cases, tokens: Tensor) -> dict[str, fl
     count as 8-bit values (`metrics.pixel_nats`). bits_per_dim is that of the image given its
     caption, per value (three a pixel): the sum of its two parts.
     """
-    pipe, device = pipeline, pipeline.prior.image_start.device
-    text = pipe.tokenizer.encode_batch(cases.captions, pipe.prior.config.text_len - 1)
+    prior, codebook = pipeline.prior, pipeline.codebook
+    device = next(prior.parameters()).device
+    text = pipeline.tokenizer.encode_batch(cases.captions, prior.caption_len)
     sums = torch.zeros(3, dtype=torch.float64)  # nats of text, tokens, pixels
     for x, z, y in zip(*(t.split(64) for t in (cases.images, tokens, text)), strict=True):
         z = z.to(device)
-        text_ln, image_ln = pipe.prior.log_likelihood(y.to(device), z.flatten(1))
-        mu, log_b = pipe.codebook.decode_vectors(pipe.codebook.code_vectors(z))
-        pixels = metrics.pixel_nats(x, mu.float().cpu(), log_b.float().cpu())
-        costs = (-text_ln.double().cpu(), -image_ln.double().cpu(), pixels)
-        sums += torch.stack([cost.sum() for cost in costs])
+        text_ln, image_ln = prior.log_likelihood(y.to(device), z.flatten(1))
+        costs = [-text_ln, -image_ln]
+        if hasattr(codebook, "decode_vectors"):  # only some codebooks have a likelihood of pixels
+            mu, log_b = codebook.decode_vectors(codebook.code_vectors(z))
+            costs.append(metrics.pixel_nats(x, mu.float().cpu(), log_b.float().cpu()))
+        for i, cost in enumerate(costs):
+            sums[i] += cost.double().cpu().sum()
     bits = (sums / math.log(2) / cases.images.numel()).tolist()
-    return {
+    found = {
         "text_nats_per_token": (sums[0] / (text >= 0).sum()).item(),
         "image_nats_per_token": (sums[1] / tokens.numel()).item(),
         "bits_per_dim_tokens": bits[1],
-        "bits_per_dim_given_tokens": bits[2],
-        "bits_per_dim": bits[1] + bits[2],
     }
-
-
-ROWS = {
-    "true": "true images",
-    "rebuilt": "reconstructions",
-    "one": "one sample",
-    "best": "best of {}",
-}
-N_WORST = 8  # pairs named in the table
-
-
-def table(numbers: dict) -> str:
-    """Lay the accuracies of `evaluate` out as text: percent, the interval of "exact", the pairs."""
-    lines, settings = [], numbers["settings"]
-    best = f"best of {settings['candidates']}"
-    for kind, found in numbers["kinds"].items():
-        if "one" in found:
-            names = list(found["one"])
-            lines.append(f"{kind.replace('_', '-'):<18}" + "".join(f"{n[:14]:>15}" for n in names))
-            for key, title in ROWS.items():
-                if key not in found:
-                    continue
-                cells = "".join(f"{100 * found[key][n]['share']:15.1f}" for n in names)
-                exact = found[key]["exact"]
-                interval = f"[{100 * exact['low']:.1f}, {100 * exact['high']:.1f}]"
-                lines.append(f"  {title.format(settings['candidates']):<16}{cells}  {interval}")
-            n_pairs = found["one"]["exact"]["clusters"]
-            lines.append(f"  {found['n']} captions of {n_pairs} pairs; exact by pair, worst first:")
-            for pair, row in list(found["by_pair"].items())[:N_WORST]:
-                shown = f"one sample {100 * row['one']:5.1f}"
-                shown += f", {best} {100 * row['best']:5.1f}" if "best" in row else ""
-                lines.append(f"    {pair:<20} {shown}   ({row['n']})")
-            for way, shares in found["by_seed"].items():
-                if len(shares) > 1:
-                    low, high = 100 * min(shares), 100 * max(shares)
-                    title = ROWS[way].format(settings["candidates"])
-                    lines.append(f"  {title}: {low:.1f} to {high:.1f} over {len(shares)} seeds")
-        lines.append(_summary(kind, found))
-    return "\n".join(lines)
-
-
-def _summary(kind: str, found: dict) -> str:
-    cost, use, rebuilt = found["likelihood"], found["codebook"], found["reconstruction"]
-    return (
-        f"  {kind.replace('_', '-')}: {cost['bits_per_dim']:.2f} bits per dimension; "
-        f"{cost['text_nats_per_token']:.2f} nats per text token, "
-        f"{cost['image_nats_per_token']:.2f} per image token; {use['codes_used']:.0f} codes used, "
-        f"perplexity {use['perplexity']:.0f}; reconstructions {rebuilt['psnr']:.1f} dB, "
-        f"SSIM {rebuilt['ssim']:.3f}"
-    )
+    if sums[2]:
+        found |= {"bits_per_dim_given_tokens": bits[2], "bits_per_dim": bits[1] + bits[2]}
+    return found

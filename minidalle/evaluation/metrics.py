@@ -265,6 +265,15 @@ def nearest_pixels(samples: Tensor, training: Tensor, k: int = 1) -> tuple[Tenso
     return distance / math.sqrt(x.shape[1]), index
 
 
+def nearest_psnr(test: Tensor, training: Tensor) -> Tensor:
+    """Say how near the nearest training image of each test image lies: could one learn by heart?
+
+    test (N, 3, S, S), training (M, 3, S, S), both uint8. Returns dB (N,), 8-bit copies at 48 or so.
+    """
+    distance, _ = nearest_pixels(test / 255, training)  # (N, 1) root mean squared
+    return -20 * distance[:, 0].clamp(min=1 / 255).log10()
+
+
 def nearest_features(samples: Tensor, training: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     """Find the training images nearest to each sample by the angle between features.
 

@@ -19,8 +19,7 @@ import regex
 import torch
 from torch import Tensor
 
-from minidalle.bpe_file import byte_alphabet
-from minidalle.tokenizer import Cache, apply_merges
+from minidalle.tokenizer import Cache, apply_merges, byte_alphabet
 
 N_MERGES = 48_894  # CLIP uses the first of the file's 262,144, for 49,408 ids in all
 END = "</w>"

@@ -1,6 +1,6 @@
 """One command on many processes: the `fit` of a laptop, with the parts that know of processes.
 
-P processes, N nodes. torchrun starts P copies of `python -m minidalle dalle …`; each takes every
+P processes, N nodes. torchrun starts P copies of `minidalle dalle …`; each takes every
 P-th example of a batch. DALLE is sharded (sharding.py); the dVAE and CLIP, which fit everywhere,
 are copied and their gradients averaged.
 

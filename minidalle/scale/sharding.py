@@ -123,7 +123,8 @@ def fill(model: DALLE, device: torch.device | str, seed: int = 0) -> None:
     """
     model.to_empty(device=device)
     for name, p in model.named_parameters():
-        full = initial_value(name, p.shape, seed, model.config.n_layers).to(device)
+        c = model.config
+        full = initial_value(name, p.shape, seed, c.n_layers, c.residual_init).to(device)
         if isinstance(p, DTensor):
             full = distribute_tensor(full, p.device_mesh, p.placements, src_data_rank=None)
         p.copy_(full)

@@ -100,10 +100,84 @@ class AdamW(torch.optim.Optimizer):
         torch._foreach_addcdiv_(parameters, means, roots, -rate)
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
-    """Return the AdamW of `config` over the trainable parameters of `model`."""
+class Together:
+    """Several optimisers that step as one; each parameter belongs to one of them.
+
+    It offers what the training loop and the checkpoints use of a torch optimiser.
+    """
+
+    def __init__(self, *parts: torch.optim.Optimizer):
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict]:
+        """The groups of all parts, in order; changing a rate there changes it."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict:
+        """Return the state of all parts; parameters are numbered through, as in param_groups."""
+        state, groups, first = {}, [], 0
+        for part in self.parts:
+            saved = part.state_dict()
+            state |= {first + index: values for index, values in saved["state"].items()}
+            for group in saved["param_groups"]:
+                groups.append(group | {"params": [first + i for i in group["params"]]})
+            first += sum(len(group["params"]) for group in part.param_groups)
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Undo `state_dict`."""
+        first, groups = 0, list(saved["param_groups"])
+        for part in self.parts:
+            count = sum(len(group["params"]) for group in part.param_groups)
+            own, groups = groups[: len(part.param_groups)], groups[len(part.param_groups) :]
+            own = [g | {"params": [i - first for i in g["params"]]} for g in own]
+            state = {i - first: v for i, v in saved["state"].items() if 0 <= i - first < count}
+            part.load_state_dict({"state": state, "param_groups": own})
+            first += count
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer | Together:
+    """Return the optimiser of `config` over the trainable parameters of `model`.
+
+    It is AdamW; with config.muon_lr Muon moves the matrices of the residual blocks instead
+    (Jordan et al. 2024, kellerjordan.github.io/posts/muon; not the paper's): its update is the
+    momentum with all singular values set to about 1.
+    """
     groups = parameter_groups(model, config.weight_decay)
-    return AdamW(groups, config.lr, config.betas, config.eps, clip_variance=config.clip_variance)
+    if not config.muon_lr:
+        return _adamw(groups, config)
+    matrices = [
+        (name, p)
+        for group in groups
+        for name, p in group["params"]
+        if group["weight_decay"] and p.ndim == 2 and "blocks." in name
+    ]
+    taken = {id(p) for _, p in matrices}
+    for group in groups:
+        group["params"] = [(name, p) for name, p in group["params"] if id(p) not in taken]
+    muon = torch.optim.Muon(matrices, config.muon_lr, weight_decay=config.weight_decay)
+    for group in muon.param_groups:
+        group["rate"] = config.muon_lr / config.lr  # the schedule is that of config.lr
+    return Together(_adamw([g for g in groups if g["params"]], config), muon)
+
+
+def _adamw(groups: list[dict], config: TrainConfig) -> torch.optim.Optimizer:
+    """Return torch's fused AdamW, or ours where the second moment is clipped: torch cannot."""
+    if config.clip_variance:
+        variance = config.clip_variance
+        return AdamW(groups, config.lr, config.betas, config.eps, clip_variance=variance)
+    return torch.optim.AdamW(groups, config.lr, config.betas, config.eps, fused=True)
 
 
 def clip_gradients(parameters: list[Tensor], max_norm: float) -> Tensor:

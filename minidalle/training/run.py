@@ -213,5 +213,18 @@ def memory_advice(config: TrainConfig):
         raise TrainingError(
             f"out of GPU memory with batch_size={config.batch_size}, accumulate={config.accumulate}"
             f" ({size} examples at once). Lower batch_size or (not for clip) raise accumulate; "
-            f"`python -m minidalle plan` shows what fits"
+            f"`minidalle plan` shows what fits"
         ) from error
+
+
+@contextmanager
+def no_denormals():
+    """Let numbers below 1e-38 be zero: processors take many times as long for them.
+
+    The setting is the whole process's, and torch cannot say what it was: it is off afterwards.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)

@@ -41,14 +41,14 @@ def test_area_resize_by_a_whole_factor_is_average_pooling():
     assert (area_resize(image, 8, 9).double() - want).abs().max() <= 0.5 + 1e-4
 
 
-def position_picture(height, width):
+def position_image(height, width):
     """Channel 0 holds each pixel's row, channel 1 its column."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([y, x, y * 0]).byte()
 
 
 def test_centre_crop_takes_the_middle_square():
-    cut = centre_crop(position_picture(10, 20), 10)
+    cut = centre_crop(position_image(10, 20), 10)
     assert cut[0, :, 0].tolist() == list(range(10))
     assert cut[1, 0].tolist() == list(range(5, 15))
 
@@ -65,7 +65,7 @@ def test_crops_have_the_wanted_size_and_follow_their_generator(crop, height, wid
 
 
 def test_stage_one_flips_half_of_the_time_and_stage_two_never():
-    image = position_picture(64, 64)
+    image = position_image(64, 64)
     flipped = {crop_stage_one: 0, crop_stage_two: 0}
     for seed in range(100):
         for crop in flipped:
@@ -76,7 +76,7 @@ def test_stage_one_flips_half_of_the_time_and_stage_two_never():
 
 
 def test_stage_one_sees_the_whole_side_and_stage_two_only_its_middle():
-    image = position_picture(32, 232)  # 200 pixels of slack, sideways
+    image = position_image(32, 232)  # 200 pixels of slack, sideways
     lefts = {crop_stage_one: [], crop_stage_two: []}
     for seed in range(200):
         for crop, found in lefts.items():
@@ -88,7 +88,7 @@ def test_stage_one_sees_the_whole_side_and_stage_two_only_its_middle():
 
 def test_the_scale_of_each_stage_is_the_papers():
     """At size 32 the listings shrink to 36 … 48 and 32 … 36: a new pixel spans 128 / T old ones."""
-    image = position_picture(128, 128)
+    image = position_image(128, 128)
     spans = {crop_stage_one: [], crop_stage_two: []}
     for seed in range(60):
         for crop, found in spans.items():

@@ -1,18 +1,21 @@
-"""Your own pictures in a folder: what is read, what is skipped, and what is said about it."""
+"""Your own images in a folder: what is read, what is skipped, and what is said about it."""
 
 import dataclasses
+import io
+import os
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from helpers.own_pictures import BROKEN, good_pairs, png, write_folder
+from helpers.own_images import BROKEN, good_pairs, png, write_folder
 from PIL import Image
 
 from minidalle.config import DataConfig
 from minidalle.data import captioned
+from minidalle.data.captioned import Unusable
 from minidalle.data.folders import in_split, load_folder, name_hash
-from minidalle.data.images import decode_picture
+from minidalle.data.images import decode_image
 
 DATA = DataConfig("folder", image_size=16, n_test=5)
 
@@ -33,10 +36,10 @@ def test_same_named_txt_captions_are_read_and_split_once(tmp_path):
     assert len(train) + len(test) == 32 and not set(train) & set(test)
     assert 1 <= len(test) <= 10
     both = train | test
-    assert {"picture number 7", "a é caption", "another one"} <= set(both)
-    assert both["picture number 7"].shape == (3, 16, 16)
-    assert both["picture number 7"][:, 8, 8].tolist() == [7, 0, 248]
-    assert ("a é caption" in train) == ("another one" in train)  # one picture, one split
+    assert {"image number 7", "a é caption", "another one"} <= set(both)
+    assert both["image number 7"].shape == (3, 16, 16)
+    assert both["image number 7"][:, 8, 8].tolist() == [7, 0, 248]
+    assert ("a é caption" in train) == ("another one" in train)  # one image, one split
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,7 @@ def test_a_table_with_bad_rows_loses_only_those(tmp_path):
     with pytest.warns(UserWarning, match="of 24 pairs, skipped 4") as seen:
         train, test = load_both(tmp_path)
     text = str(seen[0].message)
-    for part in ("1 missing picture (gone.png)", "1 empty caption (p1.png)", "1 no caption"):
+    for part in ("1 missing image (gone.png)", "1 empty caption (p1.png)", "1 no caption"):
         assert part in text
     assert "1 caption that is not UTF-8 (p2.png)" in text
     assert len(train) + len(test) == 20
@@ -94,15 +97,15 @@ def test_a_pair_that_breaks_late_is_replaced_by_the_next(tmp_path):
     with pytest.warns(UserWarning, match="known.png"):
         train = load_folder(tmp_path, "train", DATA)
     (tmp_path / train.files[4]).write_bytes(png()[:60])  # the header stays sound
-    with pytest.warns(UserWarning, match=f"1 broken picture \\({train.files[4]}\\)"):
-        picture, caption = train[4]
-    assert caption == train.caption(5) and torch.equal(picture, train[5][0])
+    with pytest.warns(UserWarning, match=f"1 broken image \\({train.files[4]}\\)"):
+        image, caption = train[4]
+    assert caption == train.caption(5) and torch.equal(image, train[5][0])
 
 
 def test_filters_leave_out_but_do_not_blame(tmp_path):
     pairs = good_pairs(3) | {
-        "wide": (png(size=(81, 40)), b"a wide picture"),
-        "tall": (png(size=(40, 81)), b"a tall picture"),
+        "wide": (png(size=(81, 40)), b"a wide image"),
+        "tall": (png(size=(40, 81)), b"a tall image"),
         "exact": (png(size=(80, 40)), b"twice as wide"),
         "short": (png(), b"dog"),
     }
@@ -118,7 +121,7 @@ def test_filters_leave_out_but_do_not_blame(tmp_path):
 def test_too_many_bad_pairs_stop_with_an_error(tmp_path):
     bad = {f"bad{i:02d}": (b"", b"a caption") for i in range(11)}
     write_folder(tmp_path, good_pairs(30) | bad)
-    with pytest.raises(ValueError, match=r"more than 10% .* skipped 11: 11 not a picture"):
+    with pytest.raises(ValueError, match=r"more than 10% .* skipped 11: 11 not an image"):
         load_folder(tmp_path, "train", DATA)
 
 
@@ -152,9 +155,9 @@ def test_train_and_test_folders_are_the_split(tmp_path):
     write_folder(tmp_path / "train", good_pairs(6))
     with pytest.raises(ValueError, match="none called 'test'"):
         load_folder(tmp_path, "test", DATA)
-    write_folder(tmp_path / "test", {"t": (png(), b"the test picture")})
+    write_folder(tmp_path / "test", {"t": (png(), b"the test image")})
     train, test = load_both(tmp_path)
-    assert len(train) == 6 and list(pairs_of(test)) == ["the test picture"]
+    assert len(train) == 6 and list(pairs_of(test)) == ["the test image"]
 
 
 def test_the_split_holds_out_about_n_test_by_name_alone():
@@ -188,14 +191,108 @@ def test_the_fingerprint_follows_the_files(tmp_path):
         ("I;16", 65535 // 2, [127, 127, 127]),
     ],
 )
-def test_every_kind_of_picture_becomes_rgb(mode, colour, want):
-    picture = decode_picture(png(colour, (6, 4), mode))
-    assert picture.shape == (3, 4, 6) and picture.dtype == torch.uint8
-    assert (picture[:, 0, 0].int() - torch.tensor(want)).abs().max() <= 1
+def test_every_kind_of_image_becomes_rgb(mode, colour, want):
+    image = decode_image(png(colour, (6, 4), mode))
+    assert image.shape == (3, 4, 6) and image.dtype == torch.uint8
+    assert (image[:, 0, 0].int() - torch.tensor(want)).abs().max() <= 1
 
 
-def test_a_picture_taken_sideways_is_turned_upright(tmp_path):
+def test_an_image_taken_sideways_is_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by a quarter
     Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
-    assert decode_picture(tmp_path / "a.jpg").shape == (3, 8, 4)
+    assert decode_image(tmp_path / "a.jpg").shape == (3, 8, 4)
+
+
+def test_bad_rows_are_counted_though_they_name_one_file(tmp_path):
+    write_folder(tmp_path, {"p": (png(), None)})
+    rows = [f"p.png\tcaption {i}" for i in range(200)] + ["gone.png\tnot there"] * 3000
+    (tmp_path / "captions.tsv").write_text("\n".join(rows))
+    message = r"of 3200 pairs, skipped 3000: 3000 missing image \(gone.png\); mend"
+    with pytest.raises(ValueError, match=message):
+        load_folder(tmp_path, "train", DATA)
+
+
+def test_a_bad_pair_counts_once_however_often_it_is_met(tmp_path, monkeypatch):
+    monkeypatch.setattr(captioned, "FEW_BAD", 1)
+    write_folder(tmp_path, good_pairs(12))
+    train = load_folder(tmp_path, "train", dataclasses.replace(DATA, n_test=1))
+    (tmp_path / train.files[0]).write_bytes(b"gone")
+    with pytest.warns(UserWarning):
+        for _ in range(5):
+            train[0]
+    assert "skipped 1:" in train.tally.line()
+
+
+@pytest.mark.parametrize("name, tab", [("captions.tsv", "\t"), ("captions.csv", ",")])
+def test_a_row_ends_at_its_line_break_only(tmp_path, name, tab):
+    write_folder(tmp_path, {"p": (png(), None)})
+    breaks = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"]
+    text = "\r\n".join(f"p.png{tab}a dog{c}on grass {i}" for i, c in enumerate(breaks))
+    (tmp_path / name).write_bytes(text.encode())
+    pairs = load_folder(tmp_path, "test", DATA).captions
+    assert pairs == [f"a dog on grass {i}" for i in range(len(breaks))]
+
+
+def test_text_after_an_extra_tab_is_no_silent_loss(tmp_path):
+    write_folder(tmp_path, {"p": (png(), None)})
+    rows = ["p.png\tfine", "p.png\ta dog\tand a cat", "p.png\talso fine\t"]
+    (tmp_path / "captions.tsv").write_text("\n".join(rows))
+    with pytest.warns(UserWarning, match=r"skipped 1: 1 more cells than columns \(p.png, line 2\)"):
+        assert load_folder(tmp_path, "test", DATA).captions == ["fine", "also fine"]
+
+
+@pytest.mark.parametrize("rest", ["", 'q.png,"a cat"\nr.png,a bird\n'])
+def test_a_quote_that_is_not_closed_is_named(tmp_path, rest):
+    rows = 'p.png,"a small ""dog"""\np.png,"a dog\n' + rest
+    (tmp_path / "captions.csv").write_text(rows)
+    with pytest.raises(ValueError, match=r"captions.csv, row from line 2: .*quote"):
+        load_folder(tmp_path, "train", DATA)
+
+
+def test_a_table_names_no_path_outside_its_folder(tmp_path):
+    write_folder(tmp_path, {"secret": (png(), None)})
+    root = write_folder(tmp_path / "data", {"p": (png(), None)})
+    rows = ["p.png\tfine", "../secret.png\tone", f"{tmp_path / 'secret.png'}\ttwo"]
+    (root / "captions.tsv").write_text("\n".join(rows))
+    with pytest.warns(UserWarning, match="skipped 2: 2 path outside the folder"):
+        assert load_folder(root, "test", DATA).captions == ["fine"]
+
+
+def test_what_is_no_file_does_not_stop_the_reading(tmp_path):
+    write_folder(tmp_path, good_pairs(3))
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.warns(UserWarning, match=r"skipped 1: 1 no caption \(pipe.png\)"):
+        assert len(load_folder(tmp_path, "train", DATA)) == 2
+    rows = "image_000.png\tfine\npipe.png\ta pipe\nfolder.png\ta folder"
+    (tmp_path / "captions.tsv").write_text(rows)
+    with pytest.warns(UserWarning, match=r"skipped 2: 2 not a file \(pipe.png, folder.png\)"):
+        assert load_folder(tmp_path, "test", DATA).captions == ["fine"]
+
+
+def saved(array, **options):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_a_tiff_of_32_bit_numbers_is_refused_not_guessed(kind):
+    with pytest.raises(Unusable, match="32-bit"):
+        decode_image(saved(np.full((4, 6), 0.5).astype(kind), format="tiff"))
+
+
+@pytest.mark.parametrize("form", ["png", "tiff"])
+def test_16_bit_grey_is_turned_upright_and_clear_parts_are_white(form):
+    grey = np.full((4, 8), 20_000, np.uint16)
+    grey[:, 4:] = 40_000
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by a quarter
+    image = decode_image(saved(grey, format=form, exif=exif))
+    assert image.shape == (3, 8, 4)
+    assert image[0, [0, -1], 0].tolist() == [78, 156]  # of 255; the left is now the top
+    if form == "png":
+        image = decode_image(saved(grey, format=form, transparency=40_000))
+        assert image[0, 0, [0, -1]].tolist() == [78, 255]

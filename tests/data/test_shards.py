@@ -1,7 +1,9 @@
 """WebDataset shards read by place: the same pairs as the `webdataset` library, in any order."""
 
 import dataclasses
+import io
 import os
+import tarfile
 import warnings
 from pathlib import Path
 
@@ -9,15 +11,14 @@ import numpy as np
 import pytest
 import torch
 import webdataset as wds
-from helpers.own_pictures import BROKEN, bomb, good_pairs, png, write_tar
+from helpers.own_images import BROKEN, bomb, good_pairs, png, write_tar
 
 from minidalle.config import DataConfig
 from minidalle.data import shards as shards_module
-from minidalle.data.images import decode_picture
-from minidalle.data.shards import load_shards
-from minidalle.data.tar_index import make_index, read_index
+from minidalle.data.images import decode_image
+from minidalle.data.shards import load_shards, make_index, read_index
 
-CAPTIONS = [f"picture number {i}" for i in range(30)]
+CAPTIONS = [f"image number {i}" for i in range(30)]
 DATA = DataConfig("folder", image_size=16, n_test=5)
 
 
@@ -43,15 +44,15 @@ def test_all_pairs_are_there_once_and_split(tmp_path):
     assert sorted(captions(train) + captions(test)) == sorted(CAPTIONS)
     assert 1 <= len(test) <= 8
     for i in range(len(train)):
-        picture, caption = train[i]
-        assert picture[:, 8, 8].tolist()[0] == int(caption.split()[-1])
+        image, caption = train[i]
+        assert image[:, 8, 8].tolist()[0] == int(caption.split()[-1])
 
 
 def test_pairs_equal_those_of_the_webdataset_library(tmp_path):
     root = write_shards(tmp_path)
     theirs = {}
     for sample in wds.WebDataset([str(p) for p in sorted(root.glob("*.tar"))], shardshuffle=False):
-        theirs[sample["txt"].decode()] = decode_picture(sample["png"])
+        theirs[sample["txt"].decode()] = decode_image(sample["png"])
     ours = {d.caption(i): d.read(i) for d in both(root) for i in range(len(d))}
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[caption], theirs[caption]) for caption in ours)
@@ -63,7 +64,7 @@ def test_the_index_is_kept_beside_the_tar_and_used(tmp_path, monkeypatch):
     assert sorted(p.name for p in root.iterdir() if "idx" in p.name) == [
         f"{k:05d}.tar.idx.npy" for k in range(3)
     ]
-    monkeypatch.setattr("minidalle.data.tar_index.make_index", lambda _: pytest.fail("made again"))
+    monkeypatch.setattr("minidalle.data.shards.make_index", lambda _: pytest.fail("made again"))
     assert captions(load_shards(root, "train", DATA)) == before
 
 
@@ -105,10 +106,10 @@ def test_a_broken_pair_is_skipped_counted_and_named(tmp_path, name):
     assert any(f"1 {BROKEN[name][2]} (extra.tar" in str(w.message) for w in seen)
 
 
-def test_a_caption_without_a_picture_is_counted(tmp_path):
+def test_a_caption_without_an_image_is_counted(tmp_path):
     root = write_shards(tmp_path)
-    tar = write_tar(root / "extra.tar", {"lonely": (None, b"no picture here")})
-    with pytest.warns(UserWarning, match=f"1 no picture \\({tar.name} at byte"):
+    tar = write_tar(root / "extra.tar", {"lonely": (None, b"no image here")})
+    with pytest.warns(UserWarning, match=f"1 no image called .* \\({tar.name} at byte"):
         load_shards(root, "train", DATA)
 
 
@@ -141,7 +142,7 @@ def test_a_tar_cut_after_it_was_indexed_is_passed_over(tmp_path, monkeypatch, in
 
 
 def test_filters_leave_out_but_do_not_blame(tmp_path):
-    extra = {"wide": (png(size=(81, 40)), b"a wide picture"), "short": (png(), b"dog")}
+    extra = {"wide": (png(size=(81, 40)), b"a wide image"), "short": (png(), b"dog")}
     root = write_shards(tmp_path, extra=extra)
     data = dataclasses.replace(DATA, min_caption=5, max_aspect=2.0)
     with pytest.warns(UserWarning, match="of 32 pairs, left out by the options 2"):
@@ -201,9 +202,69 @@ def test_the_index_holds_true_offsets(tmp_path):
     raw = path.read_bytes()
     assert whole and len(index) == 4
     for entry in index:
-        start, size = int(entry["picture"]), int(entry["picture_size"])
-        picture = decode_picture(raw[start : start + size])
-        assert picture.shape == (3, entry["height"], entry["width"])
+        start, size = int(entry["image"]), int(entry["image_size"])
+        image = decode_image(raw[start : start + size])
+        assert image.shape == (3, entry["height"], entry["width"])
         start, size = int(entry["caption"]), int(entry["caption_size"])
         assert len(raw[start : start + size]) == entry["characters"]
     assert np.array_equal(read_index(path)[0], index)
+
+
+def write_files(path: Path, files: list[tuple[str, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, body in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(body)
+            tar.addfile(member, io.BytesIO(body))
+    return path
+
+
+@pytest.mark.parametrize(
+    "again, left",
+    [
+        ([("a.png", "new"), ("a.txt", b"new")], {"old", "new"}),
+        ([("a.png", "new")], {"old"}),
+        ([("a.txt", b"new")], {"old"}),
+    ],
+)
+@pytest.mark.parametrize("between", [[], [("b.png", "b"), ("b.txt", b"b")]])
+def test_a_key_that_comes_again_is_another_pair(tmp_path, again, left, between):
+    colours = {"old": (1, 0, 0), "new": (2, 0, 0), "b": (3, 0, 0)}
+    files = [("a.png", "old"), ("a.txt", b"old"), *between, *again]
+    files = [(n, png(colours[b]) if isinstance(b, str) else b) for n, b in files]
+    for i in range(20):
+        files += [(f"{i}.png", png()), (f"{i}.txt", b"another")]
+    write_files(tmp_path / "a.tar", files)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        found = {
+            part[i][1]: part[i][0][0, 0, 0].item()
+            for part in both(tmp_path)
+            for i in range(len(part))
+        }
+    want = left | ({"b"} if between else set())
+    assert {c: v for c, v in found.items() if c != "another"} == {c: colours[c][0] for c in want}
+    counted = [w for w in seen if "pairs, skipped 1" in str(w.message)]
+    assert len(counted) == (2 if len(again) == 1 else 0)  # half a pair, by either split
+
+
+def test_keys_with_a_dot_are_counted(tmp_path):
+    extra = {"my.photo": (png(), b"a caption"), "fine": (png(), b"fine")}
+    root = write_shards(tmp_path, extra=extra)
+    with pytest.warns(UserWarning, match=r"of 32 pairs, skipped 1: 1 no image called KEY.jpg"):
+        train, test = both(root)
+    assert len(train) + len(test) == 31
+
+
+def test_another_image_of_a_pair_is_not_taken_for_its_own(tmp_path):
+    files = [("a.png", png((7, 0, 0))), ("a.seg.png", png((8, 0, 0))), ("a.txt", b"a caption")]
+    write_files(tmp_path / "a.tar", files)
+    test = load_shards(tmp_path, "test", DATA)
+    assert len(test) == 1 and test[0][0][0, 0, 0] == 7
+
+
+def test_a_fifo_is_no_shard(tmp_path):
+    root = write_shards(tmp_path)
+    os.mkfifo(root / "pipe.tar")
+    assert sum(len(part) for part in both(root)) == 30

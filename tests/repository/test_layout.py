@@ -27,16 +27,7 @@ MAY_IMPORT = {
     "evaluation": {"street", "data", "plot", "files", "training"},
     "codebooks": {"config"},
     "priors": {"config", "transformer", "attention"},
-    "published": {
-        "bpe_file",
-        "config",
-        "files",
-        "tokenizer",
-        "dvae",
-        "clip",
-        "dalle",
-        "transformer",
-    },
+    "published": {"config", "files", "tokenizer", "dvae", "clip", "dalle", "transformer"},
     "plot": {"files"},
     "notebook": {"street"},
 }
@@ -133,10 +124,9 @@ def test_the_street_knows_no_wing_that_it_need_not():
 def test_a_model_knows_no_file_optimiser_or_process(name):
     wings = {"files", "training", "data", "scale", "evaluation", "plot"}
     found = imported(FILES[f"minidalle.{name}"])
-    assert not {first(o) for o in found if o.startswith("minidalle.")} & wings
-    assert not found & {"os", "pathlib", "logging", "torch.optim", "torch.distributed"} - (
-        {"pathlib"} if name == "tokenizer" else set()
-    )
+    wings |= {"os", "pathlib", "logging", "torch.optim", "torch.distributed"}
+    its_own = {"files", "pathlib"} if name == "tokenizer" else set()  # one JSON file in and out
+    assert not {first(o) for o in found} & wings - its_own and not found & wings - its_own
 
 
 @pytest.mark.parametrize(
@@ -146,7 +136,8 @@ def test_a_model_knows_no_file_optimiser_or_process(name):
         ("PIL", ("data.images",)),
         ("torch.distributed", ("scale.",)),
         ("webdataset", ("data.streams",)),
-        ("minidalle.scale", ("scale.", "__main__")),
+        ("pooch", ("files",)),
+        ("minidalle.scale", ("scale.", "cli")),
     ],
 )
 def test_a_heavy_library_has_one_home(library, homes):
@@ -167,5 +158,5 @@ def test_files_street_and_package_stay_small():
     sizes = {name: lines(path) for name, path in FILES.items()}
     assert {n: s for n, s in sizes.items() if s > 440} == {}
     on = ["minidalle." + name for name in STREET if f"minidalle.{name}" in sizes]
-    assert sum(sizes[n] for n in on) <= 2850
+    assert sum(sizes[n] for n in on) <= 2900
     assert sum(sizes.values()) <= 11_000

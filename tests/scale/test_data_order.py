@@ -3,12 +3,12 @@
 import time
 
 import torch
-from helpers.own_pictures import good_pairs, write_tar
+from helpers.own_images import good_pairs, write_tar
 
 from minidalle import data
 from minidalle.config import get_config
-from minidalle.data.order import Order
-from minidalle.data.tar_index import ENTRY
+from minidalle.data.shards import ENTRY
+from minidalle.data.shuffle import Shuffle
 
 GIB = 2**30
 
@@ -35,7 +35,7 @@ def test_a_hundred_shards_give_any_number_of_processes_the_same_batches(tmp_path
 
 def test_the_index_of_250_million_pairs_is_small_and_jumping_is_quick():
     assert ENTRY.itemsize * 250e6 < 8 * GIB
-    order, began = Order([10_000] * 25_000, seed=0), time.process_time()
-    shares = [order.batch(200_000, 1024, r, 8) for r in range(8)]
+    shuffle, began = Shuffle([10_000] * 25_000, seed=0), time.process_time()
+    shares = [shuffle.batch(200_000, 1024, r, 8) for r in range(8)]
     assert time.process_time() - began < 5
     assert len({i for share in shares for i in share.tolist()}) == 1024

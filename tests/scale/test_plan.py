@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minidalle.__main__ import main
+from minidalle.cli import main
 from minidalle.config import PRESETS, get_config
 from minidalle.dvae import DiscreteVAE
 from minidalle.scale.plan import (

@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 from minidalle.config import (
-    PAPER_DALLE_TRAINING,
-    PAPER_DVAE_TRAINING,
     TrainConfig,
     get_config,
     half_cosine,
     learning_rate,
 )
+from minidalle.dalle import DALLE
 from minidalle.training.optim import (
     AdamW,
     Average,
@@ -47,13 +46,14 @@ def test_rate_equals_torch_warmup_and_cosine():
 
 
 def test_rate_of_the_paper_prior_is_halved_five_times():
-    rates = [learning_rate(s, PAPER_DALLE_TRAINING) for s in (4_999, 5_000, 200_000, 429_999)]
+    dalle = get_config("12b").train_dalle
+    rates = [learning_rate(s, dalle) for s in (4_999, 5_000, 200_000, 429_999)]
     assert rates == [pytest.approx(x, rel=1e-3) for x in (4.5e-4, 4.5e-4, 2.25e-4, 1.406e-5)]
-    assert learning_rate(0, PAPER_DALLE_TRAINING) < 1e-6
+    assert learning_rate(0, get_config("12b").train_dalle) < 1e-6
 
 
 def test_rate_of_the_paper_dvae_stays_at_its_end_after_its_cosine():
-    rates = [learning_rate(s, PAPER_DVAE_TRAINING) for s in (0, 1_200_000, 2_999_999)]
+    rates = [learning_rate(s, get_config("12b").train_dvae) for s in (0, 1_200_000, 2_999_999)]
     assert rates == [1e-4, 1.25e-6, 1.25e-6]
 
 
@@ -230,3 +230,39 @@ def test_swap_shows_the_average_and_undoes_itself_bit_for_bit():
     average.swap()
     assert torch.equal(model.weight, live["weight"])
     assert torch.equal(average.state_dict()["weight"], old["weight"])
+
+
+def test_muon_moves_the_matrices_of_the_blocks_and_its_state_comes_back():
+    config = get_config(
+        "toy",
+        ["train_dalle.muon_lr=0.02", "train_dalle.clip_variance=0", "train_dalle.weight_decay=0.1"],
+    )
+
+    def train(model, optimizer, steps):
+        for step in steps:
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+            optimizer.zero_grad()
+        return model, optimizer
+
+    def start():
+        model = DALLE(config.dalle)
+        return model, make_optimizer(model, config.train_dalle)
+
+    model, optimizer = train(*start(), range(2))
+    by_muon = [g for g in optimizer.param_groups if "rate" in g]
+    assert sum(len(g["params"]) for g in by_muon) == 4 * config.dalle.n_layers
+    other, resumed = start()
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, (2, 3))
+    train(other, resumed, (2, 3))
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_rate_may_stay_and_then_fall_straight():
+    config = TrainConfig(steps=100, batch_size=1, lr=2.0, lr_end=1.0, warmup=1, fall=0.5)
+    rates = [learning_rate(step, config) for step in (0, 1, 49, 50, 75, 100)]
+    assert rates == pytest.approx([1.0, 2.0, 2.0, 2.0, 1.5, 1.0])

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 
-class Order:
+class Shuffle:
     """The endless shuffled row of the examples 0 … sum(counts) - 1.
 
     counts: examples in each shard; data in memory are one shard. window: shards shuffled together.
@@ -26,8 +26,7 @@ class Order:
         self.counts = np.asarray(counts, dtype=np.int64)
         self.first = np.concatenate([[0], np.cumsum(self.counts)])  # (shards + 1,)
         self.length = int(self.first[-1])
-        if self.length < 1:
-            raise ValueError(f"no example to put in order: the shards hold {list(counts)[:10]}")
+        assert self.length > 0
         self.seed, self.window = seed, window
         self._windows = lru_cache(2)(self._draw_windows)  # of this epoch and the next
         self._members = lru_cache(2)(self._draw_members)
@@ -46,10 +45,11 @@ class Order:
         return np.concatenate(parts)
 
     def batch(self, step: int, batch_size: int, rank: int = 0, world: int = 1) -> np.ndarray:
-        """Return rank's share of the global batch of update `step`: rows rank::world of it."""
+        """Return rank's part of the global batch of update `step`: rows rank::world of it."""
         return self.rows(step * batch_size, (step + 1) * batch_size)[rank::world]
 
     def _draw_windows(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return the shards of each window, and the place at which each window starts."""
         shards = np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.counts))
         groups = [shards[i : i + self.window] for i in range(0, len(shards), self.window)]
         sizes = [int(self.counts[group].sum()) for group in groups]

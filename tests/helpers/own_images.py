@@ -1,4 +1,4 @@
-"""Small pictures, sound and broken, for the tests of folders, shards and streams."""
+"""Small images, sound and broken, for the tests of folders, shards and streams."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (250, 250, 0), (0, 250, 250), 
 
 
 def png(colour=(255, 0, 0), size=(40, 30), mode="RGB", form="png") -> bytes:
-    """Return the bytes of a picture of one colour."""
+    """Return the bytes of an image of one colour."""
     file = io.BytesIO()
     Image.new(mode, size, colour).save(file, form)
     return file.getvalue()
@@ -31,12 +31,12 @@ def bomb(side: int = 20_000) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + body
 
 
-BROKEN = {  # name -> (picture bytes, caption bytes or None, the reason that is given)
-    "cut_in_half": (png(size=(400, 300), form="bmp")[:1000], b"a caption", "broken picture"),
-    "no_picture_at_all": (b"hello", b"a caption", "not a picture"),
-    "no_bytes": (b"", b"a caption", "not a picture"),
-    "bomb": (bomb(), b"a caption", "picture of more than 50,000,000 pixels"),
-    "large_bomb": (bomb(8000), b"a caption", "picture of more than 50,000,000 pixels"),
+BROKEN = {  # name -> (image bytes, caption bytes or None, the reason that is given)
+    "cut_in_half": (png(size=(400, 300), form="bmp")[:1000], b"a caption", "broken image"),
+    "no_image_at_all": (b"hello", b"a caption", "not an image"),
+    "no_bytes": (b"", b"a caption", "not an image"),
+    "bomb": (bomb(), b"a caption", "image of more than 50,000,000 pixels"),
+    "large_bomb": (bomb(8000), b"a caption", "image of more than 50,000,000 pixels"),
     "without": (png(), None, "no caption"),
     "empty": (png(), b"", "empty caption"),
     "blank": (png(), b" \n\t\n ", "empty caption"),
@@ -49,14 +49,14 @@ def good_pairs(n: int) -> dict[str, tuple[bytes, bytes]]:
     pairs = {}
     for i in range(n):
         colour = (i % 256, i // 256 * 20, 255 - i % 256)
-        pairs[f"picture_{i:03d}"] = (png(colour), f"picture number {i}".encode())
+        pairs[f"image_{i:03d}"] = (png(colour), f"image number {i}".encode())
     return pairs
 
 
 def write_folder(root: Path, pairs: dict) -> Path:
     root.mkdir(parents=True, exist_ok=True)
-    for name, (picture, caption, *_) in pairs.items():
-        (root / f"{name}.png").write_bytes(picture)
+    for name, (image, caption, *_) in pairs.items():
+        (root / f"{name}.png").write_bytes(image)
         if caption is not None:
             (root / f"{name}.txt").write_bytes(caption)
     return root
@@ -66,8 +66,8 @@ def write_tar(path: Path, pairs: dict) -> Path:
     """Write a shard as img2dataset does: KEY.jpg, KEY.json, KEY.txt."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
-        for name, (picture, caption, *_) in pairs.items():
-            for ending, body in (("png", picture), ("json", b"{}"), ("txt", caption)):
+        for name, (image, caption, *_) in pairs.items():
+            for ending, body in (("png", image), ("json", b"{}"), ("txt", caption)):
                 if body is not None:
                     member = tarfile.TarInfo(f"{name}.{ending}")
                     member.size = len(body)

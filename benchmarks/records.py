@@ -1,0 +1,141 @@
+"""Time to quality on the toy world: one row for each improvement, as speed-runs keep it.
+
+Target: at least 90 % exact, one sample at temperature 1, held-out pairs, 256 captions, 3 seeds.
+Counted: processor seconds of one thread for tokenizer, dVAE and prior, evaluations and saving
+included; drawing the world (8 s) and CLIP stand apart. "exact" means that the judge reads every
+attribute that the caption states. Rows called "laboratory" were measured by a loop of their own:
+one seed, 512 captions (best of 16: 192), neither evaluations nor saving counted.
+Run: OMP_NUM_THREADS=1 python benchmarks/records.py --change "what is new" --seeds 0 1 2
+     [--candidates 64] [dvae.vocab_size=192 …]  adds a row to records.json, writes records.md
+     … --table            only writes records.md again
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from minidalle.judge import Judge
+from minidalle.metrics import accuracy
+from minidalle.pool import draw_pool, rebuild
+
+from minidalle import data, stages
+from minidalle.config import Config, get_config
+from minidalle.evaluation import toy_cases
+from minidalle.generate import Pipeline, sample
+
+HERE = Path(__file__).resolve().parent
+JUDGE = HERE.parent / "data" / "checkpoints" / "toy" / "judge"
+STAGES = ("tokenizer", "dvae", "dalle")
+KINDS = ("seen", "held_out")
+N = 256  # captions of each kind
+
+
+def train(config: Config, run: Path, clip: bool) -> dict[str, float]:
+    """Train a run from nothing. Returns the processor seconds of each stage."""
+    began = time.process_time()
+    data.load(config, "train"), data.load(config, "test")  # drawn once, kept in memory
+    seconds = {"world": time.process_time() - began}
+    for stage in (*STAGES, "clip") if clip else STAGES:
+        began = time.process_time()
+        if stage == "tokenizer":
+            stages.train_tokenizer(config, run)
+        else:
+            stages.train_stage(config, stage, run, fresh=True)
+        seconds[stage] = time.process_time() - began
+    return {stage: round(value, 1) for stage, value in seconds.items()}
+
+
+@torch.inference_mode()
+def measure(run: Path, seed: int, candidates: int) -> dict[str, dict[str, float]]:
+    """Return the shares in percent of each kind: 'rebuilt', 'one', with candidates 'best of …'."""
+    pipeline, judge, found = Pipeline.load(run), Judge.load(JUDGE), {}
+    for kind, cases in toy_cases(N, seed).items():
+        rebuilt, _ = rebuild(pipeline, cases.images)
+        length = pipeline.dalle.config.text_len - 1
+        text = pipeline.tokenizer.encode_batch(cases.captions, length)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = pipeline.dvae.decode(sample(pipeline.dalle, text, N, generator=generator))
+        images = {"rebuilt": (rebuilt, cases.attributes), "one": (drawn, cases.wanted)}
+        if candidates:
+            pool = draw_pool(pipeline, cases.captions, candidates, seed)
+            for n in (n for n in (4, 16, 64) if n <= candidates):
+                best = pool.scores[:, :n].argmax(1)
+                chosen = pool.images[torch.arange(N), best] / 255
+                images[f"best of {n}"] = chosen, cases.wanted
+        found[kind] = {
+            name: round(100 * accuracy(judge.read(x), wanted)["exact"]["share"], 1)
+            for name, (x, wanted) in images.items()
+        }
+    return found
+
+
+def table(rows: list[dict]) -> str:
+    """Lay rows out as Markdown: means over the seeds, and the worst seed in brackets."""
+    lines = [
+        "# Records of the toy world",
+        "",
+        __doc__.split("Run:")[0].split("\n\n", 1)[1].strip(),
+        "",
+        "| change | seeds | tokenizer + dVAE + prior, CPU-s | rebuilt seen / held-out "
+        "| one sample seen / held-out (worst seed) | best of 16 / 64, held-out | CLIP, CPU-s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        runs = row["runs"]
+        seconds = [sum(r["seconds"].get(stage, 0) for stage in STAGES) for r in runs]
+        parts = [f"{_mean(r['seconds'].get(s, 0) for r in runs):.0f}" for s in STAGES[1:]]
+        cell = {
+            (kind, name): [r["shares"][kind][name] for r in runs if name in r["shares"][kind]]
+            for kind in KINDS
+            for name in ("rebuilt", "one", "best of 16", "best of 64")
+        }
+        show = {key: f"{_mean(values):.1f}" if values else "–" for key, values in cell.items()}
+        clip = [r["seconds"]["clip"] for r in runs if "clip" in r["seconds"]]
+        lines.append(
+            f"| {row['change']} | {len(runs)} | {_mean(seconds):.0f} ({' + '.join(parts)}) "
+            f"| {show['seen', 'rebuilt']} / {show['held_out', 'rebuilt']} "
+            f"| {show['seen', 'one']} / **{show['held_out', 'one']}** "
+            f"({min(cell['held_out', 'one']):.1f}) "
+            f"| {show['held_out', 'best of 16']} / {show['held_out', 'best of 64']} "
+            f"| {f'{_mean(clip):.0f}' if clip else '–'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def main() -> None:
+    """Train and measure one row, add it to records.json, write records.md."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("overrides", nargs="*", help="section.field=value")
+    parser.add_argument("--change", default="the toy preset")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--candidates", type=int, default=0, help="train CLIP, draw so many")
+    parser.add_argument("--table", action="store_true", help="only write records.md again")
+    parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "records")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    path = HERE / "records.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    if not options.table:
+        row = {"change": options.change, "overrides": options.overrides, "runs": []}
+        for seed in options.seeds:
+            config = get_config("toy", [*options.overrides, f"seed={seed}"])
+            run = options.runs / f"{len(rows):02d}-seed{seed}"
+            seconds = train(config, run, options.candidates > 0)
+            row["runs"].append({"seed": seed, "seconds": seconds})
+            row["runs"][-1]["shares"] = measure(run, seed, options.candidates)
+            print(json.dumps(row["runs"][-1]), flush=True)
+        rows.append(row)
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+    (HERE / "records.md").write_text(table(rows))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Batches for CLIP in which many captions differ in one attribute only: hard negatives.
+
+N examples, B rows of a batch, A attributes. In a batch drawn at random two captions nearly always
+differ in several things at once, and CLIP learns to look at the easiest of them.
+Source: ours; hard negative captions as in Yuksekgonul et al. 2023, arXiv:2210.01936.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minidalle.config import Config
+from minidalle.data import shapes
+from minidalle.data.captioned import InMemory
+from minidalle.data.kept_tokens import all_tokens
+from minidalle.data.shuffle import Shuffle
+
+WEIGHTS = {"shape": 0.4, "position": 0.25}  # how often a family varies each; others share the rest
+N_REBUILT = 6000  # examples of which a reconstruction is kept
+
+
+class Lookalikes:
+    """Families of examples that are alike in all attributes but one.
+
+    attributes: of each example, complete; stated: what its caption states of them.
+    """
+
+    def __init__(self, attributes: Sequence[dict[str, str]], stated: Sequence[dict[str, str]]):
+        self.names = list(attributes[0])
+        self.values = {k: sorted({a[k] for a in attributes}) for k in self.names}
+        self.members: dict[tuple[int, ...], list[int]] = {}  # examples by their attributes
+        self.shown = self._codes(attributes)  # (N, A)
+        self.said = self._codes(stated)  # (N, A), -1 where the caption is silent
+        for i, key in enumerate(map(tuple, self.shown.tolist())):
+            self.members.setdefault(key, []).append(i)
+        self.keys = list(self.members)
+        rest = (1 - sum(WEIGHTS.get(k, 0) for k in self.names)) / max(
+            1, sum(k not in WEIGHTS for k in self.names)
+        )
+        weights = np.array([WEIGHTS.get(k, rest) for k in self.names])
+        self.weights = weights / weights.sum()
+
+    def _codes(self, attributes: Sequence[dict[str, str]]) -> Tensor:
+        index = {k: {v: i for i, v in enumerate(self.values[k])} for k in self.names}
+        rows = [[index[k][a[k]] if k in a else -1 for k in self.names] for a in attributes]
+        return torch.tensor(rows)
+
+    def batch(self, size: int, generator: np.random.Generator) -> np.ndarray:
+        """Draw the rows (size,) of one batch, family after family.
+
+        A family has one example for each value of one attribute; combinations that no example
+        has, such as held-out pairs, are passed over.
+        """
+        rows: list[int] = []
+        while len(rows) < size:
+            key = self.keys[generator.integers(len(self.keys))]
+            which = generator.choice(len(self.names), p=self.weights)
+            for value in range(len(self.values[self.names[which]])):
+                members = self.members.get((*key[:which], value, *key[which + 1 :]), [])
+                if members:
+                    rows.append(members[generator.integers(len(members))])
+        return np.array(rows[:size])
+
+    def fits(self, rows: np.ndarray | Tensor) -> Tensor:
+        """Say which caption is true of which image, as far as it states anything.
+
+        Returns (B, B) bool, [i, j]: the caption of rows[i] is true of the image of rows[j].
+        """
+        said, shown = self.said[rows][:, None], self.shown[rows][None]  # (B, 1, A), (1, B, A)
+        return ((said == shown) | (said < 0)).all(-1)
+
+
+def batches(
+    dataset: InMemory,
+    config: Config,
+    tokenizer,
+    dvae: torch.nn.Module,
+    seed: int = 0,
+    cache: Path | None = None,
+) -> Callable[[int], Iterator[dict[str, Tensor]]]:
+    """As `data.batches` for CLIP on the drawn shapes, but with look-alikes and reconstructions.
+
+    A share config.train_clip.lookalikes of the updates take families, the others the usual order;
+    of the images a share config.train_clip.rebuilt comes from the dVAE, as all candidates will.
+    Yields "images" (B, 3, S, S) in [0, 1], "text" (B, L) and "fits" (B, B) for CLIP.loss.
+    """
+    train, length = config.train_clip, config.dalle.text_len - 1
+    n = len(dataset)
+    captions = [dataset.caption(i) for i in range(n)]
+    attributes = [dataset.attributes(i) for i in range(n)]
+    families = Lookalikes(attributes, [shapes.read_caption(c) for c in captions])
+    text = tokenizer.encode_batch(captions, length)  # (N, L)
+    rebuilt = rebuild(dvae, all_tokens(dataset, dvae, cache)[:N_REBUILT])
+    shuffle = Shuffle([n], seed)
+
+    def from_step(start: int) -> Iterator[dict[str, Tensor]]:
+        for step in count(start):
+            draw = np.random.default_rng([seed, step])
+            if draw.random() < train.lookalikes:
+                rows = families.batch(train.batch_size, draw)
+            else:
+                rows = shuffle.batch(step, train.batch_size)
+            images = dataset.images[rows].clone()  # (B, 3, S, S)
+            again = np.flatnonzero((draw.random(len(rows)) < train.rebuilt) & (rows < len(rebuilt)))
+            images[again] = rebuilt[rows[again]]
+            yield {"images": images / 255, "text": text[rows], "fits": families.fits(rows)}
+
+    return from_step
+
+
+@torch.no_grad()
+def rebuild(dvae: torch.nn.Module, tokens: np.ndarray) -> Tensor:
+    """Decode image tokens (N, G * G) -> uint8 (N, 3, S, S)."""
+    grid = dvae.config.grid
+    parts = [
+        dvae.decode(torch.from_numpy(part.astype(np.int64)).view(-1, grid, grid))
+        for part in np.array_split(tokens, range(128, len(tokens), 128))
+    ]
+    return (torch.cat(parts).cpu() * 255).round().byte()

@@ -1,0 +1,284 @@
+"""A drawn world of objects and how they stand to each other: does a model bind words to things?
+
+N scenes, P pixels. A scene holds one object, two or three of the same, or two different ones side
+by side or one above the other. Some (shape, colour) pairs never appear in training, and some
+bindings: the training scenes hold "a red star left of a blue ring" never, its swap often.
+The kinds of question are those of GenEval (Ghosh et al. 2023, arXiv:2310.11513).
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minidalle.data import shapes
+
+SIDE = 32  # pixels; places and radii below are shares of it
+SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
+COLOURS = {c: shapes.COLOURS[c] for c in ("red", "yellow", "green", "cyan", "blue", "pink")}
+BACKGROUNDS = {b: shapes.BACKGROUNDS[b] for b in ("white", "black", "grey")}
+OBJECTS = tuple((s, c) for s in SHAPES for c in COLOURS)
+# Every colour and every shape lacks exactly one partner: 6 of the 36 pairs.
+HELD_OUT_PAIRS = frozenset((s, tuple(COLOURS)[(i + 2) % 6]) for i, s in enumerate(SHAPES))
+SPLITS = ("train", "test", "held_out", "bindings")
+
+RADIUS = 0.19  # of an object, as a share of SIDE
+RADIUS_JITTER = 0.08  # relative
+JITTER = 0.045  # of a centre, each way, as a share of SIDE
+LAYOUTS = {  # centres (x, y) as shares of SIDE, y grows downwards
+    "one": ((0.5, 0.5),),
+    "two": ((0.27, 0.5), (0.73, 0.5)),
+    "three": ((0.27, 0.28), (0.73, 0.28), (0.5, 0.72)),
+    "beside": ((0.26, 0.5), (0.74, 0.5)),  # left, right
+    "stacked": ((0.5, 0.26), (0.5, 0.74)),  # above, below
+}
+SHARES = {"one": 0.2, "two": 0.1, "three": 0.1, "beside": 0.3, "stacked": 0.3}
+WANDER = 0.2  # how far a single object may stand from the middle, each way
+
+NUMBERS = {"one": ("a", "one"), "two": ("two", "a pair of"), "three": ("three",)}
+RELATIONS = {  # layout -> words of the first object's place and of the second's
+    "beside": (("left of", "to the left of"), ("right of", "to the right of")),
+    "stacked": (("above", "over"), ("below", "under")),
+}
+PLACES = {"beside": ("on the left", "on the right"), "stacked": ("at the top", "at the bottom")}
+PAIR_FORMS = (  # {a} and {b}: the objects, in either order; {word}: how a stands to b
+    "{a} {word} {b} on {ground}",
+    "on {ground}, {a} {word} {b}",
+    "{a} {a_place} and {b} {b_place} on {ground}",
+    "{a_place} {a}, {b_place} {b}, {ground} background",
+    "{a} {word} {b}",  # ground left open
+    "{a} and {b} on a {ground} background",  # relation left open
+)
+SAME_FORMS = (  # {n}: how many
+    "{n} {a} on {ground}",
+    "on {ground}, {n} {a}",
+    "{n} {a} on a {ground} background",
+    "{n} {a}, {ground} background",
+    "{n} {a}",  # ground left open
+    "a picture of {n} {a} on {ground}",
+)
+OPEN_COLOUR = 0.15  # share of captions that leave the colours open
+
+
+@dataclass(frozen=True)
+class Scene:
+    """layout: a key of LAYOUTS. objects: (shape, colour) of the first (left, above) and the second.
+
+    Scenes of the same objects, layouts 'one', 'two' and 'three', hold one entry.
+    """
+
+    layout: str
+    objects: tuple[tuple[str, str], ...]
+    background: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a caption asks for; None where it leaves it open.
+
+    objects: (shape, colour or None), as many as are named. layout None: two objects, anyhow.
+    """
+
+    layout: str | None
+    objects: tuple[tuple[str, str | None], ...]
+    background: str | None
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """images uint8 (N, 3, SIDE, SIDE), a caption and a scene for each."""
+
+    images: Tensor
+    captions: list[str]
+    scenes: list[Scene]
+
+
+def binding_held_out(layout: str, first: tuple[str, str], second: tuple[str, str]) -> bool:
+    """Say whether two objects never stand in this order in training; their swap then does.
+
+    One in eight pairs of objects has a held-out order, half of them the one, half the other.
+    """
+    i, j = OBJECTS.index(first), OBJECTS.index(second)
+    low, high = min(i, j), max(i, j)
+    slot = (7 * low + 5 * high + 3 * (layout == "stacked")) % 16
+    return i != j and slot == (0 if i < j else 1)
+
+
+@lru_cache(maxsize=4)  # every stage of a run asks for the same scenes
+def draw(n: int, seed: int = 0, split: str = "train") -> Scenes:
+    """Draw n scenes. The first k of n are the same for every n >= k. Do not write to them.
+
+    split: 'train' and 'test' hold seen pairs and seen bindings, 'held_out' at least one held-out
+    (shape, colour) pair in each scene, 'bindings' only held-out bindings of seen pairs.
+    Raises ValueError for another split or n < 1.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
+    if n < 1:
+        raise ValueError(f"n must be positive, got {n}")
+    chosen, captions = [], []
+    rngs = [np.random.default_rng([seed, SPLITS.index(split), i]) for i in range(n)]
+    for rng in rngs:
+        chosen.append(draw_scene(rng, split))
+        captions.append(describe(chosen[-1], rng))
+    return Scenes(render(chosen, rngs), captions, chosen)
+
+
+def draw_scene(rng: np.random.Generator, split: str = "train") -> Scene:
+    """Draw what a scene holds; unsuitable draws are thrown back, so all suitable are likely."""
+    layouts = list(SHARES)
+    while True:
+        layout = layouts[rng.choice(len(layouts), p=list(SHARES.values()))]
+        n_kinds = 2 if layout in RELATIONS else 1
+        kinds = rng.choice(len(OBJECTS), n_kinds, replace=False)
+        objects = tuple(OBJECTS[k] for k in kinds)
+        background = tuple(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
+        scene = Scene(layout, objects, background)
+        if split_of(scene) == ("seen" if split in ("train", "test") else split):
+            return scene
+
+
+def split_of(scene: Scene) -> str:
+    """Return 'held_out' or 'bindings' for a scene that training never holds, else 'seen'."""
+    if HELD_OUT_PAIRS & set(scene.objects):
+        return "held_out"
+    if scene.layout in RELATIONS and binding_held_out(scene.layout, *scene.objects):
+        return "bindings"
+    return "seen"
+
+
+def describe(scene: Scene, rng: np.random.Generator) -> str:
+    """Put a scene into words: one of six forms, some of which leave something open."""
+    pick = lambda options: options[rng.integers(len(options))]  # noqa: E731
+    names = [s if rng.random() < OPEN_COLOUR else f"{c} {s}" for s, c in scene.objects]
+    if scene.layout in RELATIONS:
+        order = int(rng.integers(2))  # which of the two is named first
+        words = dict(a=f"a {names[order]}", b=f"a {names[1 - order]}")
+        words["word"] = pick(RELATIONS[scene.layout][order])
+        places = PLACES[scene.layout]
+        words |= dict(a_place=places[order], b_place=places[1 - order])
+        return pick(PAIR_FORMS).format(ground=scene.background, **words)
+    plural = names[0] + ("" if scene.layout == "one" else "es" if names[0][-1] == "s" else "s")
+    words = dict(n=pick(NUMBERS[scene.layout]), a=plural, ground=scene.background)
+    return pick(SAME_FORMS).format(**words)
+
+
+_OBJECT = re.compile(rf"(?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)})(?:es|s)?\b")
+
+
+def read_caption(caption: str) -> Wanted:
+    """Return what a caption of this world asks for, by searching its words.
+
+    Raises ValueError where it names no object, or more than two.
+    """
+    text = " ".join(caption.lower().replace(",", " ").split())
+    objects = tuple((m[2], m[1]) for m in _OBJECT.finditer(text))
+    if len(objects) not in (1, 2):
+        raise ValueError(f"a caption names one or two objects, got {len(objects)} in {caption!r}")
+    grounds = [b for b in BACKGROUNDS if re.search(rf"\b{b}\b", text)]
+    background = grounds[0] if grounds else None
+    if len(objects) == 1:
+        counts = {"two": ("two", "pair"), "three": ("three",)}
+        found = [k for k, words in counts.items() if set(words) & set(text.split())]
+        return Wanted(found[0] if found else "one", objects, background)
+    for layout in RELATIONS:
+        for order in (0, 1):
+            # Where the first named stands: "a left of b", or "a on the left", first of two places.
+            between = text[_ends(text)[0] : _starts(text)[1]]
+            said = any(f" {word} a" in between for word in RELATIONS[layout][order])
+            own, other = PLACES[layout][order], PLACES[layout][1 - order]
+            said |= own in text and other in text and text.index(own) < text.index(other)
+            if said:
+                return Wanted(layout, objects if order == 0 else objects[::-1], background)
+    return Wanted(None, objects, background)
+
+
+def _starts(text: str) -> list[int]:
+    return [m.start() for m in _OBJECT.finditer(text)]
+
+
+def _ends(text: str) -> list[int]:
+    return [m.end() for m in _OBJECT.finditer(text)]
+
+
+def labels(scene: Scene) -> dict[str, str]:
+    """Return a scene as the answers of a judge: one word for each of six questions."""
+    objects = [*scene.objects, ("none", "none")]
+    (shape, colour), (other_shape, other_colour) = objects[:2]
+    return {
+        "layout": scene.layout,
+        "shape": shape,
+        "colour": colour,
+        "other shape": other_shape,
+        "other colour": other_colour,
+        "background": scene.background,
+    }
+
+
+def shows(wanted: Wanted, found: dict[str, str]) -> dict[str, bool]:
+    """Compare what a caption asks for with a judge's answers (as `labels`).
+
+    Returns, for those of 'objects', 'counting', 'colour', 'position' and 'background' that the
+    caption states, whether they are right, and 'exact', all of them together.
+    """
+    seen = [(found["shape"], found["colour"]), (found["other shape"], found["other colour"])]
+    right = {}
+    if len(wanted.objects) == 1:
+        (shape, colour), first = wanted.objects[0], seen[0]
+        right["objects"] = shape == first[0] and found["layout"] not in RELATIONS
+        right["counting"] = wanted.layout == found["layout"]
+        if colour:
+            right["colour"] = colour == first[1]
+    else:
+        # Without a relation the two may stand either way round.
+        orders = [seen] if wanted.layout else [seen, seen[::-1]]
+        is_pair = found["layout"] in RELATIONS
+        either = [seen, seen[::-1]]
+        right["objects"] = is_pair and any(
+            all(w[0] == s[0] for w, s in zip(wanted.objects, order, strict=True))
+            for order in either
+        )
+        if any(colour for _, colour in wanted.objects):
+            right["colour"] = is_pair and any(_fits(wanted.objects, order) for order in either)
+        if wanted.layout:
+            right["position"] = found["layout"] == wanted.layout and any(
+                _fits(wanted.objects, order) for order in orders
+            )
+    if wanted.background:
+        right["background"] = wanted.background == found["background"]
+    return right | {"exact": all(right.values())}
+
+
+def _fits(objects: tuple, seen: list[tuple[str, str]]) -> bool:
+    pairs = zip(objects, seen, strict=True)
+    return all(w[0] == s[0] and w[1] in (None, s[1]) for w, s in pairs)
+
+
+def render(scenes: list[Scene], rngs: list[np.random.Generator] | None = None) -> Tensor:
+    """Draw scenes -> uint8 (N, 3, SIDE, SIDE).
+
+    rngs, one a scene, move the objects and change their size; without them all stand still.
+    """
+    at = np.arange(SIDE) + 0.5
+    pixels = np.stack(np.meshgrid(at, at), axis=-1).reshape(-1, 2)  # (P, 2) as x, y
+    images = np.empty((len(scenes), 3, SIDE, SIDE), np.uint8)
+    for i, scene in enumerate(scenes):
+        image = np.tile(np.array(BACKGROUNDS[scene.background], float), (len(pixels), 1))  # (P, 3)
+        centres = LAYOUTS[scene.layout]
+        objects = scene.objects * (len(centres) if len(scene.objects) == 1 else 1)
+        for (shape, colour), centre in zip(objects, centres, strict=True):
+            reach = WANDER if scene.layout == "one" else JITTER
+            shift, scale = (0.0, 0.0), 1.0
+            if rngs:
+                shift = rngs[i].uniform(-reach, reach, 2)
+                scale = 1 + rngs[i].uniform(-RADIUS_JITTER, RADIUS_JITTER)
+            radius = SIDE * RADIUS * scale
+            offset = (pixels - SIDE * (np.array(centre) + shift)) / radius  # (P, 2)
+            distance = radius * shapes.signed_distance(shape, offset)
+            share = np.clip(0.5 - distance, 0, 1)[:, None]  # (P, 1) of the pixel inside
+            image += share * (np.array(COLOURS[colour]) - image)
+        images[i] = np.rint(image).T.reshape(3, SIDE, SIDE).astype(np.uint8)
+    return torch.from_numpy(images)

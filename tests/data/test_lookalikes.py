@@ -1,0 +1,52 @@
+"""Look-alike batches: families that differ in one attribute, and what else a caption fits."""
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from minidalle.clip import contrastive_loss
+from minidalle.data import shapes
+from minidalle.data.lookalikes import Lookalikes
+
+SCENES = shapes.draw(600, 0)
+STATED = [shapes.read_caption(c) for c in SCENES.captions]
+
+
+def test_neighbours_in_a_batch_differ_in_one_attribute():
+    families = Lookalikes(SCENES.attributes, STATED)
+    rows = families.batch(64, np.random.default_rng(0))
+    assert rows.shape == (64,)
+    pairs = pairwise(rows)
+    differ = [sum(SCENES.attributes[i][k] != SCENES.attributes[j][k] for k in shapes.ATTRIBUTES)
+              for i, j in pairs]  # fmt: skip
+    assert np.mean(np.array(differ) <= 1) > 0.2
+    assert np.array_equal(rows, families.batch(64, np.random.default_rng(0)))
+
+
+def test_a_caption_fits_the_images_that_it_is_true_of():
+    families = Lookalikes(SCENES.attributes, STATED)
+    rows = np.arange(50)
+    fits = families.fits(rows)
+    for i in range(50):
+        for j in range(50):
+            true = all(SCENES.attributes[j][k] == v for k, v in STATED[i].items())
+            assert fits[i, j] == true
+    assert fits.diagonal().all()
+
+
+def test_pairs_that_fit_are_left_out_and_images_without_a_caption_are_wrong_answers():
+    unit = torch.nn.functional.normalize(torch.randn(5, 8, generator=torch.manual_seed(0)), dim=1)
+    image, text, scale = unit, unit[:3].flip(1), torch.tensor(1.0)
+    fits = torch.eye(3, 5, dtype=torch.bool)
+    fits[0, 2] = fits[1, 4] = True
+    loss, *_ = contrastive_loss(image, text, scale, fits=fits)
+    factor, want = scale.exp(), 0.0
+    for i in range(3):
+        others = [j for j in range(5) if j == i or not fits[i, j]]
+        row = factor * text[i] @ image[others].T
+        want += torch.logsumexp(row, 0) - factor * text[i] @ image[i]
+        others = [j for j in range(3) if j == i or not fits[j, i]]
+        row = factor * image[i] @ text[others].T
+        want += torch.logsumexp(row, 0) - factor * text[i] @ image[i]
+    torch.testing.assert_close(loss, want / 6)
