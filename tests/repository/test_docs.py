@@ -1,6 +1,9 @@
-"""What the syllabus and the glossary say, held against the repository."""
+"""What the syllabus, the glossary and the links say, held against the repository."""
 
+import importlib.util
+import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 SYLLABUS = (ROOT / "docs/syllabus.md").read_text(encoding="utf-8")
 GLOSSARY = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+SPEC = importlib.util.spec_from_file_location("links", ROOT / "docs" / "links.py")
+links = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(links)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -58,3 +64,33 @@ def test_the_symbols_have_the_values_of_the_presets(column, preset):
     assert found["V"] == f"{d.text_vocab:,} text, {d.image_vocab:,} image"
     assert found["β"] == f"0 to {c.dvae.beta:g}"
     assert found["τ"] == f"1 to 1/{1 / c.dvae.tau:g}"
+
+
+def test_relink_changes_our_own_addresses_alone():
+    source = (
+        "[badge](https://colab.research.google.com/github/a/b/blob/old/notebooks/02_dvae.ipynb)\n"
+        "    !git clone -q --depth 1 https://github.com/a/b\n    %cd -q b/notebooks\n"
+        "after [the authors](https://github.com/openai/DALL-E/issues/1)"
+    )
+    done = links.relink(source)
+    assert f"({links.colab('02_dvae')})" in done
+    assert f"--depth 1 {links.REPOSITORY}\n    %cd -q {links.NAME}/notebooks\n" in done
+    assert done.endswith("(https://github.com/openai/DALL-E/issues/1)")
+    assert links.relink(done) == done
+
+
+def test_every_notebook_holds_the_addresses_of_the_one_place():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        source = "\n".join("".join(cell["source"]) for cell in cells)
+        assert links.colab(path.stem) in source, path.name
+        assert links.relink(source) == source, f"{path.name}: run `make notebooks`"
+
+
+def test_citation_changelog_and_package_speak_of_the_same_version_and_place():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\nversion: {project['version']}\n" in citation
+    assert re.search(r"^## (\S+)", changes, re.M).group(1) == project["version"]
+    assert f"\nrepository-code: {links.REPOSITORY}\n" in citation
