@@ -1,6 +1,7 @@
 """Notebooks 03 and 04 write the package's transformer and prior: the twins must stay equal."""
 
 import ast
+import contextlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -40,14 +41,12 @@ def cells(name: str) -> list[str]:
 
 def definitions(name: str) -> dict:
     """Run the imports, functions and classes of a notebook, and nothing else of it."""
+    kinds = ast.ClassDef | ast.FunctionDef | ast.ImportFrom | ast.Import
     space: dict = {}
-    for cell in cells(name):
-        kept = [
-            node for node in ast.parse(cell).body
-            if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.ImportFrom))
-            or (isinstance(node, ast.Import) and node.names[0].name != "sys")
-        ]  # fmt: skip
-        exec(compile(ast.Module(kept, []), name, "exec"), space)
+    for node in (node for cell in cells(name) for node in ast.parse(cell).body):
+        if isinstance(node, kinds):
+            with contextlib.suppress(NameError):  # a default value that a cell computes
+                exec(compile(ast.Module([node], []), name, "exec"), space)
     return space
 
 
