@@ -2,7 +2,7 @@
 # make test               the tests and the notebooks
 # make demo PYTHON=python3   use an environment that is already there, instead of .venv
 # make demo THREADS=2     more than half the cores: faster on a quiet machine, slower on a busy one
-.PHONY: demo test slow lint checkpoints notebooks assignments site clean
+.PHONY: demo test slow lint checkpoints notebooks assignments playground site clean
 
 ifdef PYTHON
 PY := $(PYTHON)
@@ -39,10 +39,15 @@ notebooks: $(READY)
 assignments: $(READY)
 	OMP_NUM_THREADS=1 $(PY) assignments/check_assignments.py
 
+# One page that draws in a browser: docs/_build/playground.html. PRESET=mnist for other checkpoints.
+playground: $(READY)
+	$(PY) docs/playground/build.py $(if $(PRESET),--preset $(PRESET))
+
 # The tools of the site are not needed for anything else, so they are not in requirements.txt.
 site: $(READY)
 	$(PY) -m pip install -q --disable-pip-version-check -r docs/requirements.txt
 	$(PY) -m sphinx -q -W -b html -c docs . docs/_build
+	$(PY) docs/playground/build.py
 	@echo "wrote docs/_build/index.html"
 
 .venv/ready: requirements.txt pyproject.toml

@@ -25,9 +25,18 @@ html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
 html_copy_source = False
 
 
+PLAYGROUND = """
+```{raw} html
+<p><a href="playground.html"><strong>The playground</strong></a>: type a caption and watch the toy
+draw it, in your browser.</p>
+```
+"""  # the page itself is written by docs/playground/build.py, after the site
+
+
 def add_contents(app, name: str, source: list[str]) -> None:
-    """Give the front page the table of contents that the sidebar is made of."""
+    """Give the front page its link to the playground, and what the sidebar is made of."""
     if name == root_doc:
+        source[0] = source[0].replace("\n## ", f"\n{PLAYGROUND}\n## ", 1)
         pages = [*(f"notebooks/{n}" for n in NOTEBOOKS), *PAGES]
         source[0] += "\n\n```{toctree}\n:hidden:\n\n" + "\n".join(pages) + "\n```\n"
 

@@ -31,7 +31,10 @@ from minidalle.training.checkpoints import differences
 from minidalle.training.spread import spread_codes
 from minidalle.training.team import Alone
 
-SHIPPED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
+HERE = Path(__file__).resolve().parent
+SHIPPED = HERE / "shipped"  # checkpoints in an installed package …
+if not SHIPPED.is_dir():
+    SHIPPED = HERE.parent / "data" / "checkpoints"  # … and in the repository
 N_TEST = 256  # pictures in a test batch of the dVAE
 TEST_PIXELS = 2**20  # in such a batch at most; 365 MiB for each 256 x 256 at the paper's size
 N_SPREAD = 400  # pictures that the first codes are spread over

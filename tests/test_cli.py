@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minidalle.__main__ import EXAMPLES, _set_up, build_parser, main
+from minidalle.cli import EXAMPLES, _set_up, build_parser, main
 
 TINY = [
     "data.n_train=96", "data.n_test=32", "dvae.n_hid=16", "dalle.n_layers=2", "dalle.n_heads=2",
@@ -51,7 +51,7 @@ def test_a_whole_run_leaves_every_product_and_says_what_comes_next(run, capsys):
     assert list((run / "dalle" / "samples").glob("*.png"))
     assert main(["clip", "--run", str(run), *TINY]) == 0  # again: at once, nothing is retrained
     out = capsys.readouterr().out
-    assert "finished already" in out and "Next: python -m minidalle generate" in out
+    assert "finished already" in out and "Next: minidalle generate" in out
 
 
 def test_generate_writes_a_picture_and_the_seed_decides_it(run, tmp_path, capsys):
@@ -117,13 +117,13 @@ def test_every_verb_has_help_with_an_example_that_parses(capsys):
         with pytest.raises(SystemExit) as stop:
             main([verb, "--help"])
         text = capsys.readouterr().out
-        assert stop.value.code == 0 and "example: python -m minidalle" in text
+        assert stop.value.code == 0 and "example: minidalle" in text
         words = [w.strip('"') for w in re.findall(r'"[^"]*"|\S+', example)]
         assert build_parser().parse_args(words[3:]).verb == verb
 
 
 def test_evaluate_writes_numbers_for_a_run_and_the_judge(run, tmp_path, monkeypatch, capsys):
-    from minidalle.__main__ import SHIPPED
+    from minidalle.cli import SHIPPED
 
     if not (SHIPPED / "toy" / "judge" / "model.safetensors").is_file():
         pytest.fail("the judge's checkpoint is missing: run `make checkpoints`")
@@ -184,3 +184,30 @@ def test_threads_option_sets_torchs_threads(run, tmp_path):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_next_command_repeats_what_was_said(tmp_path, capsys):
+    words = ["tokenizer", "data.n_train=40", "--run", str(tmp_path), "data.n_test=9", "--seed", "3"]
+    assert main(words) == 0
+    line = capsys.readouterr().out
+    assert "Next: minidalle dvae --preset toy" in line
+    for said in (f"--run {tmp_path}", "--seed 3", "data.n_train=40", "data.n_test=9"):
+        assert said in line
+
+
+def test_overrides_may_stand_on_both_sides_of_an_option_and_nothing_else_may():
+    from minidalle.cli import _parse
+
+    args = _parse(["plan", "dalle.n_layers=2", "--gpus", "4", "dalle.n_heads=2"])
+    assert args.overrides == ["dalle.n_layers=2", "dalle.n_heads=2"] and args.gpus == 4
+    for words in (["plan", "--nonsense"], ["generate", "red", "dalle.n_layers=2"]):
+        with pytest.raises(SystemExit):
+            _parse(words)
+
+
+def test_a_seed_that_was_written_down_is_kept_unless_another_is_asked_for():
+    from minidalle.cli import _config, _parse
+
+    assert _config(_parse(["dvae", "seed=7"])).seed == 7
+    assert _config(_parse(["dvae", "seed=7", "--seed", "8"])).seed == 8
+    assert _config(_parse(["dvae"])).seed == 0

@@ -166,10 +166,7 @@ def accuracy_score(
     labels = [label for label in only(cases.wanted) for _ in range(P)]
     sets = {
         "samples": (drawn.images.flatten(0, 1), labels),
-        "training images": (
-            training.images[: len(labels)],
-            only(training.attributes[: len(labels)]),
-        ),
+        "training images": (training.images, only(training.attributes)),
     }
     network = {} if judge is None else {"widths": judge.widths, "blocks": judge.n_blocks}
     found = {}

@@ -168,11 +168,8 @@ def tables(numbers: Mapping, most: int | None = None) -> list[Table]:
             for way, shares in found.get("by_seed", {}).items()
             if len(shares) > 1
         ]
-        add(
-            "exact by seed, %",
-            ["images", *map(str, range(first, first + len(rows[0]) - 1 if rows else first))],
-            rows,
-        )
+        head = ["images", *(str(first + i) for i in range(len(rows[0]) - 1))] if rows else []
+        add("exact by seed, %", head, rows)
         keys = [k for k in ("likelihood", "codebook", "reconstruction") if k in found]
         costs = {k: f"{v:.3f}" for key in keys for k, v in found[key].items()}
         rows = [[k.replace("_", " "), v] for k, v in costs.items()]

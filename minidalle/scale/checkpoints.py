@@ -195,8 +195,8 @@ def _state(model: nn.Module, optimizer, average) -> tuple[dict[str, Tensor], dic
     scalars = {}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
-            home = tensors if isinstance(value, Tensor) else scalars
-            home[f"optimizer/{names[id(parameter)]}/{key}"] = value
+            kind = tensors if isinstance(value, Tensor) else scalars
+            kind[f"optimizer/{names[id(parameter)]}/{key}"] = value
     return tensors, scalars
 
 

@@ -23,19 +23,20 @@ PAPER_UPDATES = 430_000
 
 
 class GPU(NamedTuple):
-    """Memory in GiB and dense bfloat16 or float16 TFLOP/s, by the data sheet."""
+    """Memory in GiB, dense bfloat16 or float16 TFLOP/s, and watts, by the data sheet."""
 
     memory: float
     tflops: float
+    watts: float
 
 
 GPUS = {
-    "h200": GPU(139, 989),
-    "h100": GPU(79, 989),
-    "a100": GPU(79, 312),
-    "v100": GPU(15.8, 125),
-    "rtx4090": GPU(23.6, 165),
-    "rtx3060": GPU(11.6, 51),
+    "h200": GPU(139, 989, 700),
+    "h100": GPU(79, 989, 700),
+    "a100": GPU(79, 312, 400),
+    "v100": GPU(15.8, 125, 300),
+    "rtx4090": GPU(23.6, 165, 450),
+    "rtx3060": GPU(11.6, 51, 170),
 }
 
 
@@ -143,8 +144,11 @@ def advice(p: Plan) -> list[str]:
     return lines
 
 
-def table(p: Plan) -> str:
-    """Return a plan as text for the terminal."""
+def table(p: Plan, price: float | None = None, grid: float | None = None) -> str:
+    """Return a plan as text for the terminal.
+
+    price: dollars for an hour of one GPU. grid: grams of CO2 that a kWh costs.
+    """
     c, steps, counts = (
         p.config.dalle,
         p.config.train_dalle.steps,
@@ -176,9 +180,35 @@ def table(p: Plan) -> str:
     rows += [("one update, s", f"{p.seconds:.3g}")]
     for n in sorted({steps, PAPER_UPDATES}):
         rows += [(f"{n:,} updates, days", f"{p.seconds * n / 86400:.3g}")]
-    rows += [*_sampling_rows(p), *((f"to do: {line}",) for line in advice(p))]
+    rows += [
+        *_bill_rows(p, price, grid),
+        *_sampling_rows(p),
+        *((f"to do: {line}",) for line in advice(p)),
+    ]
     lines = [r[0] if len(r) == 1 else f"  {r[0]:<30}{r[1]:>18}  {''.join(r[2:])}" for r in rows]
     return "\n".join(line.rstrip(" ") for line in lines)
+
+
+def _bill_rows(p: Plan, price: float | None, grid: float | None) -> list[tuple]:
+    """What the configuration's updates cost; of the electricity, the GPUs' alone."""
+    if price is None and grid is None:
+        return []
+    if min(price or 0, grid or 0) < 0:
+        raise ValueError(f"a price and a grid's CO2 are not negative, got {price} and {grid}")
+    hours = p.gpus * p.days * 24
+    energy = hours * p.gpu.watts / 1000  # kWh
+    rows: list[tuple] = [(f"cost of {p.config.train_dalle.steps:,} updates",)]
+    rows += [("GPU hours", _short(hours))]
+    if price is not None:
+        rows += [(f"dollars, at {price:g} an hour", _short(hours * price))]
+    if grid is not None:
+        note = f"({_short(energy)} kWh: GPUs at {p.gpu.watts:g} W, without machines and cooling)"
+        rows += [(f"kg of CO2, at {grid:g} g a kWh", _short(energy * grid / 1000), note)]
+    return rows
+
+
+def _short(n: float) -> str:
+    return f"{n:,.0f}" if n >= 100 else f"{n:.3g}"
 
 
 def _sampling_rows(p: Plan) -> list[tuple]:

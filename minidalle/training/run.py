@@ -213,7 +213,7 @@ def memory_advice(config: TrainConfig):
         raise TrainingError(
             f"out of GPU memory with batch_size={config.batch_size}, accumulate={config.accumulate}"
             f" ({size} examples at once). Lower batch_size or (not for clip) raise accumulate; "
-            f"`python -m minidalle plan` shows what fits"
+            f"`minidalle plan` shows what fits"
         ) from error
 
 

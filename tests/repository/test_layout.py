@@ -137,7 +137,7 @@ def test_a_model_knows_no_file_optimiser_or_process(name):
         ("torch.distributed", ("scale.",)),
         ("webdataset", ("data.streams",)),
         ("pooch", ("files",)),
-        ("minidalle.scale", ("scale.", "__main__")),
+        ("minidalle.scale", ("scale.", "cli")),
     ],
 )
 def test_a_heavy_library_has_one_home(library, homes):

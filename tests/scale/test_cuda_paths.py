@@ -19,8 +19,8 @@ import pytest
 import torch
 from helpers.pretend_cuda import pretend_cuda
 
-from minidalle.__main__ import main
 from minidalle.attention import attend, flex
+from minidalle.cli import main
 from minidalle.config import DALLEConfig, TrainConfig
 from minidalle.dalle import DALLE
 from minidalle.generate import complete_text, sample

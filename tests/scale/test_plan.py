@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minidalle.__main__ import main
+from minidalle.cli import main
 from minidalle.config import PRESETS, get_config
 from minidalle.dvae import DiscreteVAE
 from minidalle.scale.plan import (
@@ -52,11 +52,22 @@ def test_plan_of_the_paper_names_days_and_memory():
 def test_plan_says_what_to_change_where_it_does_not_fit():
     p = plan(get_config("12b"), gpus=1, batch=16)
     assert not p.fits
-    assert any("update in backward" in line for line in advice(p))
+    assert any("--update-in-backward" in line for line in advice(p))
     assert "DOES NOT FIT" in table(p)
     small = plan(get_config("small"), gpus=1, batch=256, gpu="rtx3060")
     assert small.fits and small.parts > 1
     assert f"train_dalle.accumulate={small.parts}" in table(small)
+
+
+def test_a_plan_prices_a_run():
+    p = plan(get_config("12b"), gpus=64, batch=1024)
+    hours = 64 * p.days * 24
+    text = table(p, price=2.5, grid=400)
+    for n in (hours, hours * 2.5, hours * 0.7 * 0.4):  # 700 W, 400 g a kWh: GPU hours, $, kg
+        assert f"{n:,.0f}" in text
+    assert "CO2" not in table(p, price=2.5) and "dollars" not in table(p)
+    with pytest.raises(ValueError, match="-1"):
+        table(p, grid=-1)
 
 
 def test_plan_refuses_numbers_that_do_not_divide():

@@ -1,0 +1,1 @@
+"""Checkpoints that this project trained; an installed package carries them as minidalle.shipped."""
