@@ -29,8 +29,8 @@ N_TRUE = 50_000  # true images that a judge learns from, at most
 # How each data set's judge is trained; those of other data sets as the one of digits.
 RECIPES = {
     "shapes": dict(steps=2500),
-    "mnist": dict(steps=4000, widths=(32, 64, 96, 96)),
-    "fashion_mnist": dict(steps=4000, widths=(32, 64, 96, 96)),
+    "mnist": dict(steps=8000, widths=(32, 64, 96, 96)),
+    "fashion_mnist": dict(steps=8000, widths=(32, 64, 96, 96)),
     "cifar": dict(steps=12_000, widths=(48, 96, 192, 192), blocks=1, flip=True),
 }
 
