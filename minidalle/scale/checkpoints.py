@@ -227,7 +227,8 @@ def consolidate(checkpoint: str | Path, folder: str | Path, config: Config) -> N
     tensors = {name: _empty(entry) for name, entry in known.items() if name.startswith("average/")}
     dcp.load(tensors, checkpoint_id=checkpoint, no_dist=True)
     weights = {k.removeprefix("average/"): v for k, v in tensors.items()}
-    save_model(folder, weights, to_json(config))
+    meta = json.loads((checkpoint / META).read_text(encoding="utf-8"))["meta"]
+    save_model(folder, weights, to_json(config), meta["config"].get("made_from"))
 
 
 def main(arguments: list[str]) -> None:

@@ -3,6 +3,7 @@
 Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.4 and appendix E; the GPUs' data sheets.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -121,18 +122,18 @@ def prior_bytes(config: Config, batch: int, slices: int = 1, scheme=SCHEMES[0]) 
 
 def advice(p: Plan) -> list[str]:
     """What to change where it does not fit, and what to mind where it does."""
-    c, lines = p.config.dalle, []
-    if p.parts > 1:
+    c, share, lines = p.config.dalle, p.batch // p.gpus, []
+    if p.fits and p.parts > 1:
         lines.append(f"accumulate: train_dalle.accumulate={p.parts}")
     if not p.fits:
         if not c.checkpointing:
             lines.append("recompute activations: dalle.checkpointing=true")
         if p.per_node < 8:
             lines.append(f"more GPUs per machine: weights and moments divide by {p.per_node} now")
-        for scheme in SCHEMES[1:]:
-            need = sum(prior_bytes(p.config, 1, p.per_node, scheme).values())
-            if need <= p.gpu.memory * USABLE:
-                lines.append(f"{scheme.name}: {need / GIB:.1f} GiB with one pair")
+        for scheme, n in ((scheme, n) for scheme in SCHEMES[1:] for n in (share, 1)):
+            need = sum(prior_bytes(p.config, n, p.per_node, scheme).values())
+            if need <= p.gpu.memory * USABLE:  # such an update has no parts
+                lines.append(f"{scheme.name}: {need / GIB:.1f} GiB with {n} of {share} pairs")
                 break
         else:
             lines.append("no scheme fits this GPU: fewer layers or heads, or a larger GPU")
@@ -149,12 +150,9 @@ def table(p: Plan, price: float | None = None, grid: float | None = None) -> str
 
     price: dollars for an hour of one GPU. grid: grams of CO2 that a kWh costs.
     """
-    c, steps, counts = (
-        p.config.dalle,
-        p.config.train_dalle.steps,
-        arithmetic.parameters(p.config.dalle),
-    )
-    forward, work = arithmetic.forward_flops(c), arithmetic.training_flops(c, recompute=True)
+    c, steps = p.config.dalle, p.config.train_dalle.steps
+    counts, forward = arithmetic.parameters(c), arithmetic.forward_flops(c)
+    work = arithmetic.training_flops(c, recompute=True)
     verdict = f"{'fits' if p.fits else 'DOES NOT FIT'} {p.gpu.memory:g}"
     rows: list[tuple] = [
         (f"{p.config.preset}: {c.n_layers} layers, width {c.width}, {arithmetic.states(c)} states, "
@@ -193,8 +191,8 @@ def _bill_rows(p: Plan, price: float | None, grid: float | None) -> list[tuple]:
     """What the configuration's updates cost; of the electricity, the GPUs' alone."""
     if price is None and grid is None:
         return []
-    if min(price or 0, grid or 0) < 0:
-        raise ValueError(f"a price and a grid's CO2 are not negative, got {price} and {grid}")
+    if not all(0 <= n < math.inf for n in (price or 0, grid or 0)):
+        raise ValueError(f"a price and a grid's CO2 are numbers from 0, got {price} and {grid}")
     hours = p.gpus * p.days * 24
     energy = hours * p.gpu.watts / 1000  # kWh
     rows: list[tuple] = [(f"cost of {p.config.train_dalle.steps:,} updates",)]

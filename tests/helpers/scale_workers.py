@@ -307,7 +307,7 @@ def resumed(out: Path, steps: str, compress: str = "0") -> dict:
     folder = out / "run"
     checkpoints = ShardedCheckpoints(folder / "checkpoints", 2, config, local)
     train(model, folder, config, team=team, checkpoints=checkpoints)
-    checkpoints.finish(model, config)
+    checkpoints.finish(model, config, {})
     return {"rows": log(folder)}
 
 
@@ -318,7 +318,7 @@ def slow_run(out: Path) -> dict:
     folder = out / "run"
     checkpoints = ShardedCheckpoints(folder / "checkpoints", 2, config)
     train(model, folder, config, checkpoints=checkpoints)
-    checkpoints.finish(model, config)
+    checkpoints.finish(model, config, {})
     return {"rows": log(folder)}
 
 
