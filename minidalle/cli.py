@@ -88,7 +88,13 @@ def _add_scale(sub: argparse.ArgumentParser) -> None:
         help="PowerSGD between machines; -1 is the paper's rank (default 0: off)",
     )  # fmt: skip
     scale.add_argument(
+        "--fixed-q", action="store_true", help="compress as the paper does: one Q, 16-bit errors"
+    )
+    scale.add_argument(
         "--update-in-backward", action="store_true", help="free each gradient at once"
+    )
+    scale.add_argument(
+        "--bfloat16-weights", action="store_true", help="and keep the blocks' weights in 16 bits"
     )
     scale.add_argument("--float16", action="store_true", help="the paper's per-block scaling")
 
@@ -114,11 +120,17 @@ def _add_special(verbs: dict[str, argparse.ArgumentParser]) -> None:
     evaluate.add_argument("-n", type=int, default=64, help="captions a kind and seed (default 64)")
     evaluate.add_argument("--seeds", type=int, default=4, help="random seeds (default 4)")
     evaluate.add_argument("--protocol", choices=["paper"], help="measure the paper's section 3")
+    evaluate.add_argument(
+        "--overlap", type=float, default=0.95,
+        help="cosine from which the protocol takes a test image for one of training (default 0.95)",
+    )  # fmt: skip
     evaluate.add_argument("--candidates", type=int, default=16, help="a caption (default 16)")
     plan = verbs["plan"]
     plan.add_argument("--gpus", type=int, default=1)
     plan.add_argument("--batch", type=int, help="sequences per update (default the preset's)")
-    plan.add_argument("--card", type=float, metavar="GB", help="memory of one GPU")
+    plan.add_argument("--card", type=float, metavar="GB", help="what fits on one GPU of this size")
+    plan.add_argument("--price", type=float, metavar="DOLLARS", help="of one GPU for an hour")
+    plan.add_argument("--grid", type=float, metavar="GRAMS", help="of CO2 that a kWh costs")
     for verb, sub in verbs.items():
         if verb != "generate":
             sub.add_argument("overrides", nargs="*", metavar="section.field=value")
@@ -231,7 +243,8 @@ def run_model(args: argparse.Namespace) -> None:
     if getattr(args, "from_openai", None):
         return _convert_openai(args)
     config, run = _config(args), _run_folder(args)
-    needs_scale = args.update_in_backward or args.float16 or args.compress
+    options = (args.update_in_backward, args.bfloat16_weights, args.float16, args.fixed_q)
+    needs_scale = any(options) or args.compress
     if needs_scale and "WORLD_SIZE" not in os.environ:
         raise ValueError("the options under 'under torchrun only' need torchrun; see docs/launch")
     resized = "WORLD_SIZE" in os.environ and any(run.glob(f"{stage}/checkpoints/step-*/"))
@@ -257,7 +270,7 @@ def _run_sharded(args: argparse.Namespace, config: Config, run: Path) -> None:
     launch.train_stage(
         config, args.verb, run, args.device, fresh=args.fresh, tensorboard=args.tensorboard,
         nodes=args.nodes, compress=args.compress, update_in_backward=args.update_in_backward,
-        float16=args.float16,
+        float16=args.float16, fixed_q=args.fixed_q, bfloat16_weights=args.bfloat16_weights,
     )  # fmt: skip
     if launch.is_main():
         print(f"Wrote {run / args.verb}. Next: {_next_command(args.verb, args, config)}")
@@ -328,6 +341,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         path = run.vote_between(args.vote, out, args.n, args.seed or 0, args.device)
         return print(f"Wrote {path}: open it, vote, export the CSV, then evaluate --count.")
     options = dict(own=args.data or "", protocol=args.protocol or "", device=args.device)
+    options["overlap"] = args.overlap
     options |= dict(n=args.n, candidates=args.candidates, seeds=args.seeds, seed=args.seed or 0)
     print(run.evaluate_run(_find_run(args), out, **options))
 
@@ -341,7 +355,8 @@ def run_plan(args: argparse.Namespace) -> None:
         named = any(word.startswith("--preset") for word in sys.argv)  # else: every preset
         print(plan.gpu_table(config if named else None, args.card))
     else:
-        print(plan.table(plan.plan(config, gpus=args.gpus, batch=args.batch)))
+        made = plan.plan(config, gpus=args.gpus, batch=args.batch)
+        print(plan.table(made, args.price, args.grid))
 
 
 def run_demo(args: argparse.Namespace) -> None:

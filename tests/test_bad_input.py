@@ -294,6 +294,7 @@ def world(tmp_path_factory):
         found = vars(sys.modules[module])
         names |= {k: v for k, v in found.items() if not k.startswith("_")}
     names["shapes"], names["load"] = minidalle.data.shapes, minidalle.data.load
+    names["batches"] = minidalle.data.batches  # not those of lookalikes
     root = tmp_path_factory.mktemp("world")
     names["folder"], names["missing"] = root / "folder", root / "missing"
     names["folder"].mkdir()

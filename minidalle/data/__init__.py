@@ -31,7 +31,8 @@ def load(config: Config, split: str) -> Captioned | Stream:
     """Return the data set named by config.data: len(), [i] -> ((3, S, S) uint8, caption).
 
     split: 'train', 'test', or 'held_out' for the worlds that keep combinations out of training
-    ('shapes', 'mnist', 'fashion_mnist'). URLs give a Stream for training, which has no length.
+    ('shapes', 'mnist', 'fashion_mnist'). URLs give a Stream for training, which has no length; they
+    must come from this call's overrides, not from a file.
     Raises ValueError for an unknown name or split, and for a folder without a usable pair.
     """
     name = config.data.name

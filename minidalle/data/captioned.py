@@ -49,13 +49,12 @@ class Tally:
         """Return one line: how many, why, and the first names; empty if there is nothing to say."""
         parts = []
         for filtered, verb in ((False, "skipped"), (True, "left out by the options")):
-            reasons = [
-                f"{n} {reason} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-                for (f, reason), n in sorted(self.counts.items())
-                if f == filtered
-                for names in [self.names[f, reason]]
-            ]
-            parts += [f"{verb} {self._count(filtered)}: {', '.join(reasons)}"] if reasons else []
+            reasons = []
+            for kind in sorted(kind for kind in self.counts if kind[0] == filtered):
+                names = ", ".join(self.names[kind][:3]) + ", …" * (len(self.names[kind]) > 3)
+                reasons.append(f"{self.counts[kind]} {kind[1]} ({names})")
+            if reasons:
+                parts.append(f"{verb} {self._count(filtered)}: {', '.join(reasons)}")
         return f"of {self.total} pairs, {'; '.join(parts)}" if parts else ""
 
     def check(self) -> None:

@@ -48,8 +48,8 @@ def load_stream(url: str, split: str, data: DataConfig) -> "Stream | InMemory":
 
     if not isinstance(url, Typed):
         raise ValueError(
-            f"data.folder={url!r} was read from a file, and a URL can run a command: if you trust "
-            "it, say it again with --data URL or as the override data.folder=URL"
+            f"data.folder={url!r} does not come from this call, and a URL can run a command: if "
+            "you trust it, say it with --data URL or as the override data.folder=URL"
         )
     urls = expand_urls(url)
     if len(urls) < 2:
@@ -58,8 +58,7 @@ def load_stream(url: str, split: str, data: DataConfig) -> "Stream | InMemory":
         return Stream(urls[:-1], data)
     last = Stream(urls[-1:], data)
     pairs = list(islice(last.good(last.pairs(last.urls, epoch=0)), data.n_test))
-    if not pairs:
-        raise ValueError(f"no usable pair in {urls[-1]}: {last.tally.line()}")
+    last.tally.close(len(pairs), urls[-1])
     images, captions = zip(*pairs, strict=True)
     return InMemory(torch.stack(images), list(captions), None, split)
 

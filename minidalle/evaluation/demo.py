@@ -14,8 +14,9 @@ from minidalle.config import Config
 from minidalle.data import shapes
 from minidalle.evaluation.candidates import draw_candidates, reconstruct
 from minidalle.evaluation.judge import Judge
-from minidalle.evaluation.measure import evaluate, table
+from minidalle.evaluation.measure import evaluate
 from minidalle.evaluation.metrics import right
+from minidalle.evaluation.report import as_text, tables
 from minidalle.files import write_text
 from minidalle.generate import Pipeline
 
@@ -59,7 +60,7 @@ def run(
     options = dict(n=n, candidates=CANDIDATES, seeds=seeds, seed=config.seed)
     numbers = evaluate(pipeline, judge, **options)
     write_text(folder / "demo.json", json.dumps(numbers, indent=1))
-    print(table(numbers))
+    print(as_text(tables(numbers, 8)))
     print(f"Training took {trained:.0f} s. The samples are in {path}: open it.")
 
 

@@ -166,7 +166,7 @@ def measure(
     }
     images = {"rebuilt": rebuilt, "one": drawn.first()}
     if training is not None and len(training) >= len(true):
-        images["true"] = training[: len(true)] / 255  # real against real: what no model can beat
+        images["training"] = training[: len(true)] / 255  # real against real, of other captions
     if pipeline.reranker is not None:
         images["best"] = drawn.best()
         found["clip_score"] = clip_scores(pipeline, cases, drawn)
@@ -310,53 +310,3 @@ def likelihood(pipeline: Pipeline, cases: Cases, tokens: Tensor) -> dict[str, fl
     if sums[2]:
         found |= {"bits_per_dim_given_tokens": bits[2], "bits_per_dim": bits[1] + bits[2]}
     return found
-
-
-ROWS = {
-    "true": "true images",
-    "rebuilt": "reconstructions",
-    "one": "one sample",
-    "best": "best of {}",
-}
-N_WORST = 8  # pairs named in the table
-
-
-def table(numbers: dict) -> str:
-    """Lay the accuracies of `evaluate` out as text: percent, the interval of "exact", the pairs."""
-    lines, settings = [], numbers["settings"]
-    best = f"best of {settings['candidates']}"
-    for kind, found in numbers["kinds"].items():
-        if "one" in found:
-            names = list(found["one"])
-            lines.append(f"{kind.replace('_', '-'):<18}" + "".join(f"{n[:14]:>15}" for n in names))
-            for key, title in ROWS.items():
-                if key not in found:
-                    continue
-                cells = "".join(f"{100 * found[key][n]['share']:15.1f}" for n in names)
-                exact = found[key]["exact"]
-                interval = f"[{100 * exact['low']:.1f}, {100 * exact['high']:.1f}]"
-                lines.append(f"  {title.format(settings['candidates']):<16}{cells}  {interval}")
-            n_pairs = found["one"]["exact"]["clusters"]
-            lines.append(f"  {found['n']} captions of {n_pairs} pairs; exact by pair, worst first:")
-            for pair, row in list(found["by_pair"].items())[:N_WORST]:
-                shown = f"one sample {100 * row['one']:5.1f}"
-                shown += f", {best} {100 * row['best']:5.1f}" if "best" in row else ""
-                lines.append(f"    {pair:<20} {shown}   ({row['n']})")
-            for way, shares in found["by_seed"].items():
-                if len(shares) > 1:
-                    low, high = 100 * min(shares), 100 * max(shares)
-                    title = ROWS[way].format(settings["candidates"])
-                    lines.append(f"  {title}: {low:.1f} to {high:.1f} over {len(shares)} seeds")
-        lines.append(_summary(kind, found))
-    return "\n".join(lines)
-
-
-def _summary(kind: str, found: dict) -> str:
-    cost, use, rebuilt = found["likelihood"], found["codebook"], found["reconstruction"]
-    bits = f"{cost['bits_per_dim']:.2f} bits per dimension; " if "bits_per_dim" in cost else ""
-    return (
-        f"  {kind.replace('_', '-')}: {bits}{cost['text_nats_per_token']:.2f} nats per text token, "
-        f"{cost['image_nats_per_token']:.2f} per image token; {use['codes_used']:.0f} codes used, "
-        f"perplexity {use['perplexity']:.0f}; reconstructions {rebuilt['psnr']:.1f} dB, "
-        f"SSIM {rebuilt['ssim']:.3f}"
-    )

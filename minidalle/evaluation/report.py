@@ -15,19 +15,20 @@ from minidalle import plot
 from minidalle.evaluation import metrics
 from minidalle.evaluation.candidates import Candidates, clip_features, reconstruct
 from minidalle.evaluation.judge import Judge
-from minidalle.evaluation.measure import ROWS, Cases, draw_all, evaluate, toy_cases
+from minidalle.evaluation.measure import Cases, draw_all, evaluate, toy_cases
 from minidalle.files import write_text
 from minidalle.generate import Pipeline
 
 N_SHOWN = 8  # captions on a sheet
 N_NEAREST = 3  # training images beside each sample
 STYLE = """
-body { font: 16px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 1.5rem auto;
+body { font: 16px/1.45 system-ui, sans-serif; max-width: 75rem; margin: 1.5rem auto;
   padding: 0 1rem; color: #1a1a1a; background: #fff; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .3rem; color: #444; }
-th, td { border: 1px solid #bbb; padding: .25rem .6rem; text-align: right; }
+caption { text-align: left; padding-bottom: .3rem; color: #444; white-space: nowrap; }
+th, td { border: 1px solid #bbb; padding: .25rem .6rem; text-align: right;
+  white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; }
 .pixels { image-rendering: pixelated; }
@@ -36,6 +37,13 @@ NOTE = (
     "Shares are percent with 95% intervals that count pairs of attributes, not captions. One "
     "sample is the mean over all candidates; best of k is the mean over all subsets of size k."
 )
+ROWS = {
+    "true": "true images",
+    "rebuilt": "reconstructions",
+    "one": "one sample",
+    "best": "best of {}",
+}
+Table = tuple[str, list[str], list[list[str]]]  # title, head, rows
 TITLES = {"seen": "Seen pairs", "held_out": "Held-out pairs"}
 
 
@@ -82,33 +90,42 @@ def write_report(
     sheets maps headings to more HTML: sheets of images (`sample_sheet`, `nearest_sheet`).
     Returns the page's path. Raises ValueError for a number that JSON cannot hold.
     """
-    folder, settings = Path(folder), numbers["settings"]
-    text = json.dumps(numbers, indent=1, allow_nan=False) + "\n"
-    shown = ", ".join(f"{k} {v}" for k, v in settings.items())
-    parts = [f"<h1>{escape(title)}</h1><p>Settings: {escape(shown)}. {NOTE}</p>"]
+    shown = ", ".join(f"{k} {v}" for k, v in numbers["settings"].items())
+    parts = [f"<p>Settings: {escape(shown)}. {NOTE}</p>"]
+    parts += [html_table(*table) for table in tables(numbers)]
     for kind, found in numbers["kinds"].items():
-        name = TITLES.get(kind, kind)
-        parts.append(f"<h2>{escape(name)}: {found['n']} captions</h2>")
-        parts += _tables(found, settings.get("candidates", 1))
         if "frechet" in found:
-            curves = {k: _curve(v) for k, v in found["frechet"].items()}
-            axes = ("blur radius, pixels", "judge's Fréchet distance")
-            figure = plot.show_curves(curves, *axes, name)
-            parts.append(image(figure, f"Fréchet distance over blur radii, {name}", "520"))
-    curves = {
-        TITLES.get(kind, kind): _curve({k: v["share"] for k, v in found["best_of"].items()})
+            axes = ("blur radius, pixels", "judge's Fréchet distance", TITLES.get(kind, kind))
+            parts.append(curves(found["frechet"], *axes))
+        for name, counts in found.get("confusion", {}).items():
+            # the darker a cell, the more of its row it holds
+            shades = [
+                [n / max(sum(row.values()), 1) for n in row.values()] for row in counts.values()
+            ]
+            rows = [[wanted, *map(str, row.values())] for wanted, row in counts.items()]
+            what = f"{TITLES.get(kind, kind)}, {name}: what the judge read, all candidates"
+            parts.append(html_table(what, ["asked for", *counts], rows, shades))
+    best = {
+        TITLES.get(kind, kind): {k: v["share"] for k, v in found["best_of"].items()}
         for kind, found in numbers["kinds"].items()
         if "best_of" in found
     }
-    if curves:  # figure 9c of the paper, for this run
-        figure = plot.show_curves(curves, "candidates", "exact, best by CLIP", log="x")
-        parts.append(image(figure, "Share of exact images over the number of candidates", "520"))
-    for heading, sheet in (sheets or {}).items():
-        parts.append(f"<h2>{escape(heading)}</h2>{sheet}")
-    parts.append("<p>The same numbers, for programs: report.json.</p>")
-    write_text(folder / "report.json", text)
-    write_text(folder / "report.html", page(title, parts))
-    return folder / "report.html"
+    if best:  # figure 9c of the paper, for this run
+        parts.append(curves(best, "candidates", "exact, best by CLIP", log="x"))
+    parts += [f"<h2>{escape(heading)}</h2>{sheet}" for heading, sheet in (sheets or {}).items()]
+    return write_pages(folder, "report", title, numbers, parts)
+
+
+def write_pages(
+    folder: str | Path, name: str, title: str, numbers: Mapping, parts: Sequence[str]
+) -> Path:
+    """Write folder/name.html from its parts and folder/name.json. Returns the page's path."""
+    folder = Path(folder)
+    text = json.dumps(numbers, indent=1, allow_nan=False) + "\n"
+    end = f"<p>The same numbers, for programs: {name}.json.</p>"
+    write_text(folder / f"{name}.json", text)
+    write_text(folder / f"{name}.html", page(title, [f"<h1>{escape(title)}</h1>", *parts, end]))
+    return folder / f"{name}.html"
 
 
 def page(title: str, parts: Sequence[str], style: str = "") -> str:
@@ -121,67 +138,81 @@ def page(title: str, parts: Sequence[str], style: str = "") -> str:
     return head + "\n".join(parts) + "\n</body>\n</html>\n"
 
 
-def _tables(found: Mapping, candidates: int) -> list[str]:
-    """All numbers of one kind of captions, as HTML tables."""
-    tables = []
-    if "one" in found:
+def tables(numbers: Mapping, most: int | None = None) -> list[Table]:
+    """Lay the numbers of `measure.evaluate` out; most: of the pairs, the worst so many."""
+    found_tables: list[Table] = []
+    titles = {key: t.format(numbers["settings"].get("candidates")) for key, t in ROWS.items()}
+    first = numbers["settings"].get("seed", 0)
+    for kind, found in numbers["kinds"].items():
+        name = f"{TITLES.get(kind, kind)}, {found['n']} captions"
+
+        def add(what: str, head: list[str], rows: list[list[str]], name: str = name) -> None:
+            if rows:
+                found_tables.append((f"{name}: {what}", head, rows))
+
         rows = [
-            [title.format(candidates), *(_percent(mark) for mark in found[key].values())]
-            for key, title in ROWS.items()
-            if key in found
+            [title, *(_percent(mark) for mark in found[key].values())]
+            for key, title in titles.items()
+            if "one" in found and key in found
         ]
-        tables.append(html_table(["judged right, %", *found["one"]], rows))
-    if "by_pair" in found:
-        ways = [way for way in ("one", "best") if way in next(iter(found["by_pair"].values()))]
+        add("judged right, %", ["images", *found.get("one", ())], rows)
+        ways = [way for way in ("one", "best") if way in found]
         rows = [
             [pair, str(row["n"]), *(f"{100 * row[way]:.1f}" for way in ways)]
-            for pair, row in found["by_pair"].items()
+            for pair, row in found.get("by_pair", {}).items()
         ]
-        head = ["exact by pair, %", "captions", *(ROWS[way].format(candidates) for way in ways)]
-        tables.append(html_table(head, rows))
-    costs = {k: found.get(k, {}) for k in ("likelihood", "codebook", "reconstruction")}
-    rows = [[k.replace("_", " "), f"{v:.3f}"] for some in costs.values() for k, v in some.items()]
-    tables.append(html_table(["what an image costs and keeps", ""], rows))
-    rows = [[k, f"{v:.3f}"] for k, v in found.get("clip_score", {}).items()]
-    tables.append(html_table(["images", "CLIP score"], rows))
-    for key, what in (
-        ("frechet", "Fréchet distance by the judge's features (no FID), over blur radius"),
-        ("judge_score", "Inception score formula on the judge's answers"),
-    ):
-        rows = [[k, *(f"{x:.3g}" for x in v.values())] for k, v in found.get(key, {}).items()]
-        columns = list(next(iter(found[key].values()))) if rows else []
-        tables.append(html_table(["images", *columns], rows, what))
-    for name, counts in found.get("confusion", {}).items():
-        # the darker a cell, the more of its row it holds
-        shades = [[n / max(sum(row.values()), 1) for n in row.values()] for row in counts.values()]
-        rows = [[wanted, *map(str, row.values())] for wanted, row in counts.items()]
-        what = f"{name}: what the judge read, all candidates"
-        tables.append(html_table(["asked for", *counts], rows, what, shades))
-    return [table for table in tables if table]
+        head = ["pair", "captions", *(titles[way] for way in ways)]
+        add("exact by pair, %, the worst first", head, rows[:most])
+        rows = [
+            [titles[way], *(f"{100 * share:.1f}" for share in shares)]
+            for way, shares in found.get("by_seed", {}).items()
+            if len(shares) > 1
+        ]
+        head = ["images", *(str(first + i) for i in range(len(rows[0]) - 1))] if rows else []
+        add("exact by seed, %", head, rows)
+        keys = [k for k in ("likelihood", "codebook", "reconstruction") if k in found]
+        costs = {k: f"{v:.3f}" for key in keys for k, v in found[key].items()}
+        rows = [[k.replace("_", " "), v] for k, v in costs.items()]
+        add("what an image costs and keeps", ["", ""], rows)
+        rows = [[k, f"{v:.3f}"] for k, v in found.get("clip_score", {}).items()]
+        add("CLIP score", ["images", "cosine"], rows)
+        for key, what in (
+            ("frechet", "Fréchet distance by the judge's features (no FID), over blur radius"),
+            ("judge_score", "inception score formula on the judge's answers"),
+        ):
+            rows = [[k, *(f"{x:.4g}" for x in v.values())] for k, v in found.get(key, {}).items()]
+            add(what, ["images", *next(iter(found.get(key, {"": ()}).values()))], rows)
+    return found_tables
 
 
-def _curve(values: Mapping[str, float]) -> tuple[list[int], list[float]]:
-    return [int(x) for x in values], list(values.values())
+def as_text(some: Sequence[Table]) -> str:
+    """Lay tables out in columns, for a terminal."""
+    lines = []
+    for title, head, rows in some:
+        widths = [max(map(len, column)) + 2 for column in zip(head, *rows, strict=True)]
+        lines.append(title)
+        for row in (head, *rows):
+            cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+            lines.append(f"  {row[0].ljust(widths[0])}" + "".join(cells))
+    return "\n".join(lines)
 
 
 def _percent(mark: Mapping) -> str:
-    return f"{100 * mark['share']:.1f} [{100 * mark['low']:.1f}, {100 * mark['high']:.1f}]"
+    return f"{100 * mark['share']:.1f} [{100 * mark['low']:.0f}, {100 * mark['high']:.0f}]"
 
 
 def html_table(
+    title: str,
     head: Sequence[str],
     rows: Sequence[Sequence[str]],
-    caption: str = "",
     shades: Sequence[Sequence[float]] | None = None,
     escaped: bool = False,
 ) -> str:
-    """Return an HTML table, or nothing where there are no rows.
+    """Return an HTML table.
 
     shades: how dark each cell but a row's first is, in [0, 1]. escaped: cells are HTML already.
     """
-    if not rows:
-        return ""
-    lines = [f"<caption>{escape(caption)}</caption>"] if caption else []
+    lines = [f"<caption>{escape(title)}</caption>"] if title else []
     lines.append("<tr>" + "".join(f'<th scope="col">{escape(h)}</th>' for h in head) + "</tr>")
     for i, row in enumerate(rows):
         cells = [cell if escaped else escape(cell) for cell in row]
@@ -192,6 +223,14 @@ def html_table(
         tds = (f"<td{c}>{cell}</td>" for c, cell in zip(colours, cells, strict=True))
         lines.append("<tr>" + "".join(tds) + "</tr>")
     return f"<table>{''.join(lines)}</table>"
+
+
+def curves(
+    lines: Mapping[str, Mapping[str, float]], x: str, y: str, title: str = "", log: str = ""
+) -> str:
+    """Return a figure of lines, each a mapping from x to y, as HTML."""
+    points = {name: ([float(k) for k in v], list(v.values())) for name, v in lines.items()}
+    return image(plot.show_curves(points, x, y, title, log), f"{y} over {x}. {title}", "520")
 
 
 def image(what, alt: str = "", width: str = "64") -> str:
@@ -207,7 +246,7 @@ def sample_sheet(cases: Cases, rebuilt: Tensor, drawn: Candidates, n: int = N_SH
         [escape(caption), *(image(x) for x in (cases.images[i], rebuilt[i], one[i], best[i]))]
         for i, caption in enumerate(cases.captions[:n])
     ]
-    return html_table(["caption", "true", "rebuilt", "one sample", "best"], rows, escaped=True)
+    return html_table("", ["caption", "true", "rebuilt", "one sample", "best"], rows, escaped=True)
 
 
 def nearest_sheet(
@@ -230,4 +269,4 @@ def nearest_sheet(
             cells += [f"{image(training[j])}<br>{v:.3f}" for v, j in near]
         rows.append(cells)
     head = ["sample"] + [f"by {name}, {k + 1}" for name in found for k in range(N_NEAREST)]
-    return html_table(head, rows, escaped=True)
+    return html_table("", head, rows, escaped=True)

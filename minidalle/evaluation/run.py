@@ -6,14 +6,15 @@ from minidalle import data
 from minidalle.config import Config, Typed, replace
 from minidalle.data.streams import Stream
 from minidalle.evaluation.judge import find_judge
-from minidalle.evaluation.measure import Cases, cases_of, draw_all, load_cases, table
-from minidalle.evaluation.protocol import paper_protocol, protocol_text, write_protocol
-from minidalle.evaluation.report import report_run
+from minidalle.evaluation.measure import Cases, cases_of, draw_all, load_cases
+from minidalle.evaluation.protocol import OVERLAP, paper_protocol, protocol_tables, write_protocol
+from minidalle.evaluation.report import as_text, report_run, tables
 from minidalle.evaluation.vote import draw_vote
 from minidalle.generate import Pipeline
 from minidalle.models import read_model
 
 N_TRAINING = 5000  # training images searched for copies
+N_PAIRS = 8  # pairs named on the terminal; the page names all
 
 
 def evaluate_run(
@@ -26,12 +27,14 @@ def evaluate_run(
     device: str = "cpu",
     own: str = "",
     protocol: str = "",
+    overlap: float = OVERLAP,
 ) -> str:
     """Measure the run in a folder and write report.html and report.json into `out`.
 
     n: captions of each kind for each of `seeds` random seeds. own: a folder of captioned images in
     place of the run's own data. protocol: 'paper' measures section 3 of the paper instead, into
-    protocol.html and protocol.json. Returns what to print. Raises ValueError for another protocol.
+    protocol.html and protocol.json, with `overlap` as there. Returns what to print.
+    Raises ValueError for another protocol.
     """
     if protocol not in ("", "paper"):
         raise ValueError(f"unknown protocol {protocol!r}; choose from paper")
@@ -45,14 +48,15 @@ def evaluate_run(
         numbers = report_run(
             pipeline, judge, out, training.images, cases, n, candidates, seeds, seed
         )
-        return f"{table(numbers)}\nWrote {Path(out) / 'report.html'} and report.json about {run}."
+        shown = as_text(tables(numbers, N_PAIRS))
+        return f"{shown}\nWrote {Path(out) / 'report.html'} and report.json about {run}."
     drawn = draw_all(pipeline, cases, candidates, seeds, seed)
     kinds = {
-        kind: paper_protocol(pipeline, judge, some, drawn[kind], training, device=device)
+        kind: paper_protocol(pipeline, judge, some, drawn[kind], training, overlap, device=device)
         for kind, some in cases.items()
     }
     path = write_protocol(out, kinds)
-    return f"{protocol_text(kinds)}\nWrote {path} and protocol.json about {run}."
+    return f"{as_text(protocol_tables(kinds))}\nWrote {path} and protocol.json about {run}."
 
 
 def training_images(config: Config) -> Cases:

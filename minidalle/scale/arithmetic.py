@@ -76,7 +76,7 @@ def training_flops(c: DALLEConfig, recompute: bool = False) -> int:
 class Scheme:
     """How weights and optimiser state are kept; bytes per parameter."""
 
-    name: str
+    name: str  # the options of the command line that choose it
     weights: int = 4
     gradients: int = 4  # 0: freed inside the backward pass, one block at a time
     moments: int = 8
@@ -85,8 +85,8 @@ class Scheme:
 
 SCHEMES = (
     Scheme("float32 AdamW"),
-    Scheme("update in backward, bf16 moments", gradients=0, moments=4, average=0),
-    Scheme("the same, bf16 weights", weights=2, gradients=0, moments=4, average=0),
+    Scheme("--update-in-backward", gradients=0, moments=4, average=0),
+    Scheme("--update-in-backward --bfloat16-weights", weights=2, gradients=0, moments=4, average=0),
 )
 
 

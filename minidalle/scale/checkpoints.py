@@ -195,8 +195,8 @@ def _state(model: nn.Module, optimizer, average) -> tuple[dict[str, Tensor], dic
     scalars = {}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
-            home = tensors if isinstance(value, Tensor) else scalars
-            home[f"optimizer/{names[id(parameter)]}/{key}"] = value
+            kind = tensors if isinstance(value, Tensor) else scalars
+            kind[f"optimizer/{names[id(parameter)]}/{key}"] = value
     return tensors, scalars
 
 
@@ -227,7 +227,8 @@ def consolidate(checkpoint: str | Path, folder: str | Path, config: Config) -> N
     tensors = {name: _empty(entry) for name, entry in known.items() if name.startswith("average/")}
     dcp.load(tensors, checkpoint_id=checkpoint, no_dist=True)
     weights = {k.removeprefix("average/"): v for k, v in tensors.items()}
-    save_model(folder, weights, to_json(config))
+    meta = json.loads((checkpoint / META).read_text(encoding="utf-8"))["meta"]
+    save_model(folder, weights, to_json(config), meta["config"].get("made_from"))
 
 
 def main(arguments: list[str]) -> None:

@@ -133,10 +133,10 @@ class Team(Alone):
         return measure, draw if is_main() else None
 
     def gather(self, model: DALLE) -> DALLE | None:
-        """The whole model, on the first process and only if it has room. A collective."""
+        """The whole model, on the first process and only if it fits. A collective."""
         device = next(model.parameters()).device
         needed = sum(p.numel() * p.element_size() for p in model.parameters())
-        (fits,) = self.agree(is_main() and needed <= sharding.room(device))
+        (fits,) = self.agree(is_main() and needed <= sharding.spare_bytes(device))
         if is_main() and not fits:
             warnings.warn(f"no sheet of samples: the whole model takes {needed / 2**30:.1f} GiB")
         state = sharding.gathered(model, device) if fits else {}
@@ -156,8 +156,18 @@ def _mean(values: Tensor) -> Tensor:
 
 
 def _check_options(
-    stage: str, compress: int, update_in_backward: bool, float16: bool, compile: bool = False
+    stage: str,
+    compress: int,
+    update_in_backward: bool,
+    float16: bool,
+    compile: bool = False,
+    fixed_q: bool = False,
+    bfloat16_weights: bool = False,
 ) -> None:
+    if fixed_q and not compress:
+        raise ValueError("fixed_q says how to compress: set compress (--compress -1), too")
+    if bfloat16_weights and not update_in_backward:
+        raise ValueError("bfloat16_weights are rounded by update_in_backward: set that, too")
     if stage != "dalle" and (compress or update_in_backward or float16):
         raise ValueError(f"compress, update_in_backward and float16 are for dalle, not {stage}")
     if float16 and update_in_backward:
@@ -178,10 +188,15 @@ def _check_batch(batch_size: int, accumulate: int) -> None:
         )
 
 
-def _sharded_dalle(config: Config, mesh: DeviceMesh, rank: int) -> DALLE:
-    """DALLE sharded over all processes, built on the meta device, with its first weights."""
+def _sharded_dalle(config: Config, mesh: DeviceMesh, rank: int, short: bool = False) -> DALLE:
+    """DALLE sharded over all processes, built on the meta device, with its first weights.
+
+    short: keep the blocks' weights in bfloat16; embeddings and heads stay float32 (appendix D).
+    """
     with torch.device("meta"):
         model = models.build(config, "dalle")
+    if short:
+        model.transformer.blocks.bfloat16()
     # Between nodes FSDP2 keeps every block's gradient until the backward pass ends: not for one.
     one_node = mesh["replicate"].size() == 1
     mesh = mesh["shard"] if rank or one_node else mesh
@@ -210,17 +225,23 @@ def train_stage(
     compress: int = 0,
     update_in_backward: bool = False,
     float16: bool = False,
+    fixed_q: bool = False,
+    bfloat16_weights: bool = False,
 ) -> dict[str, float]:
     """Train 'dvae', 'dalle' or 'clip' into run/<stage> on all processes; see stages.train_stage.
 
     nodes: machines, among which slices are repeated; None asks torchrun. compress: rank of
     PowerSGD between them (-1: the paper's for this width; 0: none). update_in_backward: the
-    optimiser of memory.py. float16: with a gradient scale per resblock, not bfloat16.
+    optimiser of memory.py. float16: with a gradient scale per resblock, not bfloat16. fixed_q:
+    compress as the paper does, see powersgd.compress. bfloat16_weights: of the blocks, rounded
+    stochastically by update_in_backward.
     An update sees the batch that one process would see. Returns the last metrics, on every
     process. Raises ValueError where the batch does not divide, or an option needs DALLE.
     """
     training = getattr(config, f"train_{stage}")
-    _check_options(stage, compress, update_in_backward, float16, training.compile)
+    _check_options(
+        stage, compress, update_in_backward, float16, training.compile, fixed_q, bfloat16_weights
+    )
     if float16:
         training = replace(training, precision="float32")  # beside the blocks
         config = replace(config, train_dalle=training)
@@ -229,7 +250,7 @@ def train_stage(
     mesh = sharding.make_mesh(here.type, nodes or count_nodes())
     rank = powersgd.paper_rank(config.dalle.width) if compress < 0 else compress
     if stage == "dalle":
-        model = _sharded_dalle(config, mesh, rank)
+        model = _sharded_dalle(config, mesh, rank, bfloat16_weights)
     else:
         model = _copied(config, stage, here)
     team, local = Team(model, training), {}
@@ -237,8 +258,9 @@ def train_stage(
         local["scales"] = team.scales = precision.ResblockScales(model)
         team.max_bad = MAX_BAD_HALF
     if rank:
+        how = {"q": "fixed", "short_errors": True} if fixed_q else {}
         local["powersgd"] = powersgd.compress(
-            model, mesh, rank, team.is_last_part, scales=team.scales
+            model, mesh, rank, team.is_last_part, scales=team.scales, **how
         )
     if update_in_backward:
         team.updater = memory.backward_adamw(model, training, config.seed)

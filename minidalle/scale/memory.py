@@ -60,8 +60,8 @@ def _adamw(
     v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
     if clip_variance:
         v.clamp_(max=clip_variance)
-    for home, value in zip(moments, (m, v), strict=True):
-        home.copy_(torch.where(finite, value.to(home.dtype), home))
+    for moment, value in zip(moments, (m, v), strict=True):
+        moment.copy_(torch.where(finite, value.to(moment.dtype), moment))
     m.mul_(rate).div_(v.sqrt_().div_(correction).add_(eps))
     return weight.to(torch.float32, copy=True).mul_(stays).sub_(m)
 

@@ -3,6 +3,7 @@
 Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.4 and appendix E; the GPUs' data sheets.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,19 +24,20 @@ PAPER_UPDATES = 430_000
 
 
 class GPU(NamedTuple):
-    """Memory in GiB and dense bfloat16 or float16 TFLOP/s, by the data sheet."""
+    """Memory in GiB, dense bfloat16 or float16 TFLOP/s, and watts, by the data sheet."""
 
     memory: float
     tflops: float
+    watts: float
 
 
 GPUS = {
-    "h200": GPU(139, 989),
-    "h100": GPU(79, 989),
-    "a100": GPU(79, 312),
-    "v100": GPU(15.8, 125),
-    "rtx4090": GPU(23.6, 165),
-    "rtx3060": GPU(11.6, 51),
+    "h200": GPU(139, 989, 700),
+    "h100": GPU(79, 989, 700),
+    "a100": GPU(79, 312, 400),
+    "v100": GPU(15.8, 125, 300),
+    "rtx4090": GPU(23.6, 165, 450),
+    "rtx3060": GPU(11.6, 51, 170),
 }
 
 
@@ -120,18 +122,18 @@ def prior_bytes(config: Config, batch: int, slices: int = 1, scheme=SCHEMES[0]) 
 
 def advice(p: Plan) -> list[str]:
     """What to change where it does not fit, and what to mind where it does."""
-    c, lines = p.config.dalle, []
-    if p.parts > 1:
+    c, share, lines = p.config.dalle, p.batch // p.gpus, []
+    if p.fits and p.parts > 1:
         lines.append(f"accumulate: train_dalle.accumulate={p.parts}")
     if not p.fits:
         if not c.checkpointing:
             lines.append("recompute activations: dalle.checkpointing=true")
         if p.per_node < 8:
             lines.append(f"more GPUs per machine: weights and moments divide by {p.per_node} now")
-        for scheme in SCHEMES[1:]:
-            need = sum(prior_bytes(p.config, 1, p.per_node, scheme).values())
-            if need <= p.gpu.memory * USABLE:
-                lines.append(f"{scheme.name}: {need / GIB:.1f} GiB with one pair")
+        for scheme, n in ((scheme, n) for scheme in SCHEMES[1:] for n in (share, 1)):
+            need = sum(prior_bytes(p.config, n, p.per_node, scheme).values())
+            if need <= p.gpu.memory * USABLE:  # such an update has no parts
+                lines.append(f"{scheme.name}: {need / GIB:.1f} GiB with {n} of {share} pairs")
                 break
         else:
             lines.append("no scheme fits this GPU: fewer layers or heads, or a larger GPU")
@@ -143,14 +145,14 @@ def advice(p: Plan) -> list[str]:
     return lines
 
 
-def table(p: Plan) -> str:
-    """Return a plan as text for the terminal."""
-    c, steps, counts = (
-        p.config.dalle,
-        p.config.train_dalle.steps,
-        arithmetic.parameters(p.config.dalle),
-    )
-    forward, work = arithmetic.forward_flops(c), arithmetic.training_flops(c, recompute=True)
+def table(p: Plan, price: float | None = None, grid: float | None = None) -> str:
+    """Return a plan as text for the terminal.
+
+    price: dollars for an hour of one GPU. grid: grams of CO2 that a kWh costs.
+    """
+    c, steps = p.config.dalle, p.config.train_dalle.steps
+    counts, forward = arithmetic.parameters(c), arithmetic.forward_flops(c)
+    work = arithmetic.training_flops(c, recompute=True)
     verdict = f"{'fits' if p.fits else 'DOES NOT FIT'} {p.gpu.memory:g}"
     rows: list[tuple] = [
         (f"{p.config.preset}: {c.n_layers} layers, width {c.width}, {arithmetic.states(c)} states, "
@@ -176,9 +178,35 @@ def table(p: Plan) -> str:
     rows += [("one update, s", f"{p.seconds:.3g}")]
     for n in sorted({steps, PAPER_UPDATES}):
         rows += [(f"{n:,} updates, days", f"{p.seconds * n / 86400:.3g}")]
-    rows += [*_sampling_rows(p), *((f"to do: {line}",) for line in advice(p))]
+    rows += [
+        *_bill_rows(p, price, grid),
+        *_sampling_rows(p),
+        *((f"to do: {line}",) for line in advice(p)),
+    ]
     lines = [r[0] if len(r) == 1 else f"  {r[0]:<30}{r[1]:>18}  {''.join(r[2:])}" for r in rows]
     return "\n".join(line.rstrip(" ") for line in lines)
+
+
+def _bill_rows(p: Plan, price: float | None, grid: float | None) -> list[tuple]:
+    """What the configuration's updates cost; of the electricity, the GPUs' alone."""
+    if price is None and grid is None:
+        return []
+    if not all(0 <= n < math.inf for n in (price or 0, grid or 0)):
+        raise ValueError(f"a price and a grid's CO2 are numbers from 0, got {price} and {grid}")
+    hours = p.gpus * p.days * 24
+    energy = hours * p.gpu.watts / 1000  # kWh
+    rows: list[tuple] = [(f"cost of {p.config.train_dalle.steps:,} updates",)]
+    rows += [("GPU hours", _short(hours))]
+    if price is not None:
+        rows += [(f"dollars, at {price:g} an hour", _short(hours * price))]
+    if grid is not None:
+        note = f"({_short(energy)} kWh: GPUs at {p.gpu.watts:g} W, without machines and cooling)"
+        rows += [(f"kg of CO2, at {grid:g} g a kWh", _short(energy * grid / 1000), note)]
+    return rows
+
+
+def _short(n: float) -> str:
+    return f"{n:,.0f}" if n >= 100 else f"{n:.3g}"
 
 
 def _sampling_rows(p: Plan) -> list[tuple]:

@@ -78,9 +78,8 @@ def policy(precision: str) -> MixedPrecisionPolicy:
 
     The inputs keep their type: the identity path stays float32 (figure 4), autocast does the rest.
     """
-    if precision != "bfloat16":
-        return MixedPrecisionPolicy(cast_forward_inputs=False)
-    return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    travel = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    return MixedPrecisionPolicy(travel, torch.float32, cast_forward_inputs=False)
 
 
 def slice_dim(parameter: nn.Parameter, parts: int) -> Shard | None:
@@ -144,17 +143,18 @@ def whole(x: Tensor) -> Tensor:
 def gathered(model: nn.Module, device: torch.device | str) -> dict[str, Tensor]:
     """The whole weights by name, on `device` of the first process; {} elsewhere. A collective.
 
-    One tensor at a time is whole on every process: 252 MB at 12b.
+    In float32, also those kept in 16 bits. One tensor at a time is whole on every process: 252 MB
+    at 12b.
     """
     first, state = dist.get_rank() == 0, {}
     for name, tensor in model.state_dict().items():
         full = whole(tensor)
         if first:
-            state[name] = full.to(device)
+            state[name] = (full.float() if full.is_floating_point() else full).to(device)
     return state
 
 
-def room(device: torch.device) -> int:
+def spare_bytes(device: torch.device) -> int:
     """Bytes that a whole model may take beside what this process holds.
 
     Half of a GPU's free memory, or an eighth of the machine's.

@@ -58,7 +58,8 @@ def config_for(*overrides, n_batch=6, steps=10):
     train = [
         f"train_{s}.{f}" for s in STAGES[1:] for f in (f"batch_size={n_batch}", f"steps={steps}")
     ]
-    return get_config("toy", ["data.name=folder", *train, *overrides])
+    sizes = ["data.name=folder", "dalle.text_len=32", "clip.context_length=34"]
+    return get_config("toy", [*sizes, *train, *overrides])
 
 
 def make(dataset, stage, config=None, **kinds):

@@ -139,7 +139,7 @@ def test_a_configuration_from_a_file_starts_no_command(tmp_path, urls):
     read = from_json(to_json(typed))
     assert read == typed
     for split in ("train", "test"):
-        with pytest.raises(ValueError, match=r"read from a file.*--data"):
+        with pytest.raises(ValueError, match=r"does not come from this call.*--data"):
             data.load(read, split)
     changed = replace(typed, data=replace(typed.data, n_test=3))  # still what was typed
     assert isinstance(data.load(changed, "train"), Stream) and not (tmp_path / "harm").exists()
@@ -152,7 +152,10 @@ def test_a_run_that_someone_sent_starts_no_command(tmp_path, capsys):
     config["data"] |= {"name": "folder", "folder": f"pipe:touch {tmp_path / 'harm'}::pipe:false"}
     path.write_text(json.dumps(config))
     assert main(["evaluate", "--run", str(run)]) == 2
-    assert "read from a file" in capsys.readouterr().err and not (tmp_path / "harm").exists()
+    assert (
+        "does not come from this call" in capsys.readouterr().err
+        and not (tmp_path / "harm").exists()
+    )
 
 
 def test_the_first_pairs_of_a_stream_are_found_without_its_length(urls):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import matcher
 
 from minidalle.data import shapes
-from minidalle.evaluation import matcher
 from minidalle.evaluation.judge import Judge, roughen, train_judge, true_scenes
 from minidalle.evaluation.metrics import accuracy
 
@@ -62,7 +62,7 @@ def test_an_erased_object_is_not_read_right(judge):
 
 def test_training_learns_and_repeats_itself():
     scenes = true_scenes(200, 0)
-    options = dict(steps=50, batch_size=8, lr=3e-3)
+    options = dict(steps=80, batch_size=8, lr=3e-3)
     losses: list[float] = []
     one = train_judge(
         scenes.images, scenes.attributes, progress=lambda _, loss: losses.append(loss), **options

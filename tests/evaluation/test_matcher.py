@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from helpers import matcher
 
 from minidalle.data import shapes
-from minidalle.evaluation import matcher
 from minidalle.evaluation.judge import true_scenes
 
 

@@ -21,9 +21,9 @@ from minidalle.evaluation.measure import (
     cases_of,
     evaluate,
     likelihood,
-    table,
     toy_cases,
 )
+from minidalle.evaluation.report import as_text, tables
 from minidalle.generate import Pipeline
 from minidalle.tokenizer import PAD, BPETokenizer
 
@@ -61,10 +61,13 @@ def test_everything_is_measured_and_fits_json(pipeline, judge):
         assert found["true"]["exact"]["share"] == 1
         assert list(found["frechet"]["best"]) == ["0", "1", "2", "4", "8"]
         assert set(found["confusion"]["shape"]) <= set(shapes.SHAPES)
-    text = table(numbers)
+    text = as_text(tables(numbers, most=2))
+    assert text.startswith("Seen pairs, 6 captions: judged right, %") and "bits per dim" in text
     lines = text.splitlines()
+    assert lines[1].split()[-1] == "exact" and len({len(line) for line in lines[1:6]}) == 1
     assert sum(line.startswith("  best of 3") for line in lines) == 2
-    assert lines[0].split()[-1] == "exact" and "bits per dimension" in text
+    worst = lines.index("Seen pairs, 6 captions: exact by pair, %, the worst first")
+    assert "exact by" not in lines[worst + 3] and lines[worst + 4].startswith("Seen pairs")
 
 
 def test_without_judge_and_clip_the_rest_is_measured(pipeline):
@@ -125,7 +128,7 @@ def test_likelihood_by_a_loop(pipeline):
     n_text = 0
     for image, caption, z in zip(scenes.images, scenes.captions, tokens, strict=True):
         ids = pipeline.tokenizer.encode(caption)
-        padded = torch.tensor([ids + [PAD] * (31 - len(ids))])
+        padded = torch.tensor([ids + [PAD] * (pipeline.prior.caption_len - len(ids))])
         with torch.no_grad():
             text_logits, image_logits = pipeline.prior(padded, z.flatten()[None])
             mu, log_b = pipeline.codebook.decode_vectors(pipeline.codebook.code_vectors(z[None]))

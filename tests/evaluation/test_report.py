@@ -51,7 +51,7 @@ def test_the_page_shows_every_number_and_stands_alone(tmp_path):
     page = write_report(tmp_path, "Report of <toy>", NUMBERS, {"More": "<p>a sheet</p>"})
     text = page.read_text(encoding="utf-8")
     Strict(text)
-    numbers = ("87.5 [52.9, 97.8]", "3.220", "77.000", "0.312", "2.25", "6.75", "29.0")
+    numbers = ("87.5 [53, 98]", "3.220", "77.000", "0.312", "2.25", "6.75", "29.0")
     words = (
         "Report of &lt;toy&gt;",
         "&lt;ring&gt;",
@@ -75,7 +75,7 @@ def test_what_was_not_measured_is_not_shown(tmp_path):
     numbers = {"settings": {"candidates": 1}, "kinds": {"photographs": bare}}
     text = write_report(tmp_path, "Report", numbers).read_text(encoding="utf-8")
     Strict(text)
-    assert "photographs: 8 captions" in text and "judged" not in text and "<img" not in text
+    assert "photographs, 8 captions" in text and "judged" not in text and "<img" not in text
 
 
 def test_numbers_that_json_cannot_hold_are_refused(tmp_path):

@@ -127,6 +127,11 @@ def sharded(out: Path) -> dict:
     team = launch.Team(model, config.train_dalle)
     team.updater = optimizer
     found["in_backward"] = train(model, out / "in_backward", config, team=team)
+    model = launch._sharded_dalle(config, sharding.make_mesh("cpu"), 0, short=True)
+    found["dtypes"] = sorted({str(p.dtype) for p in model.parameters()})
+    team = launch.Team(model, config.train_dalle)
+    team.updater = memory.backward_adamw(model, config.train_dalle)
+    found["short"] = train(model, out / "short", config, team=team)
     found["gather"] = gathered_gradient()
     found["sheets"] = sheets(mesh, out)
     return found
@@ -150,7 +155,7 @@ def sheets(mesh, out: Path) -> list[dict]:
     for name, room in (("roomy", 10**9), ("cramped", 1000)):
         model = build(mesh)
         team = launch.Team(model, config.train_dalle)
-        sharding.room = lambda device, room=room: room
+        sharding.spare_bytes = lambda device, room=room: room
         seen, draw = team.callbacks(evaluate, sheet)
         rows = train(model, out / name, config, team=team, evaluate=seen, sheet=draw)
     return rows
@@ -302,7 +307,7 @@ def resumed(out: Path, steps: str, compress: str = "0") -> dict:
     folder = out / "run"
     checkpoints = ShardedCheckpoints(folder / "checkpoints", 2, config, local)
     train(model, folder, config, team=team, checkpoints=checkpoints)
-    checkpoints.finish(model, config)
+    checkpoints.finish(model, config, {})
     return {"rows": log(folder)}
 
 
@@ -313,7 +318,7 @@ def slow_run(out: Path) -> dict:
     folder = out / "run"
     checkpoints = ShardedCheckpoints(folder / "checkpoints", 2, config)
     train(model, folder, config, checkpoints=checkpoints)
-    checkpoints.finish(model, config)
+    checkpoints.finish(model, config, {})
     return {"rows": log(folder)}
 
 

@@ -1,6 +1,7 @@
 """The planner: what fits, how long, what to change."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -52,11 +53,26 @@ def test_plan_of_the_paper_names_days_and_memory():
 def test_plan_says_what_to_change_where_it_does_not_fit():
     p = plan(get_config("12b"), gpus=1, batch=16)
     assert not p.fits
-    assert any("update in backward" in line for line in advice(p))
+    assert any(
+        line.startswith("--update-in-backward: ") and "16 of 16" in line for line in advice(p)
+    )
+    assert not any("accumulate" in line for line in advice(p))  # these exclude each other
     assert "DOES NOT FIT" in table(p)
     small = plan(get_config("small"), gpus=1, batch=256, gpu="rtx3060")
     assert small.fits and small.parts > 1
     assert f"train_dalle.accumulate={small.parts}" in table(small)
+
+
+def test_a_plan_prices_a_run():
+    p = plan(get_config("12b"), gpus=64, batch=1024)
+    hours = 64 * p.days * 24
+    text = table(p, price=2.5, grid=400)
+    for n in (hours, hours * 2.5, hours * 0.7 * 0.4):  # 700 W, 400 g a kWh: GPU hours, $, kg
+        assert f"{n:,.0f}" in text
+    assert "CO2" not in table(p, price=2.5) and "dollars" not in table(p)
+    for bad in (-1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="numbers from 0"):
+            table(p, grid=bad)
 
 
 def test_plan_refuses_numbers_that_do_not_divide():

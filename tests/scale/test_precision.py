@@ -140,6 +140,13 @@ def test_float16_and_updates_in_the_backward_pass_exclude_each_other():
         launch._check_options("dalle", 0, False, float16=True, compile=True)
 
 
+def test_options_of_an_option_need_it():
+    with pytest.raises(ValueError, match="set compress"):
+        launch._check_options("dalle", 0, False, False, fixed_q=True)
+    with pytest.raises(ValueError, match="set that, too"):
+        launch._check_options("dalle", 0, False, False, bfloat16_weights=True)
+
+
 def test_scales_are_saved_and_restored():
     models = [DALLE(TINY) for _ in range(2)]
     one, two = (precision.ResblockScales(model) for model in models)

@@ -126,6 +126,11 @@ def test_updates_in_the_backward_pass_are_the_same_updates(two):
     assert_close(two["in_backward"], two["unclipped"], 2e-5)
 
 
+def test_blocks_in_sixteen_bits_train_as_those_in_thirty_two(two):
+    assert two["dtypes"] == ["torch.bfloat16", "torch.float32"]  # the blocks, and all else
+    assert_close(two["short"], two["unclipped"], 0.01, ["loss"])
+
+
 def test_clip_features_gathered_give_the_gradient_of_one_big_batch(two):
     assert two["gather"] < 1e-5
 
@@ -340,6 +345,18 @@ def test_the_loop_trains_the_prior_and_draws_samples(folder):
     state, config = read_model(folder / "dalle")
     DALLE(config.dalle).load_state_dict(state)
     assert (folder / "dalle" / "samples" / "step-00000002.png").is_file()
+
+
+def test_a_run_with_the_papers_compression_and_one_with_sixteen_bit_weights_go_on(folder):
+    """Both are saved, resumed and written whole; the second in float32."""
+    torchrun = ("torchrun", "--standalone", "--nproc-per-node", 2, "-m", "minidalle", "dalle")
+    for options in (("--nodes", 2, "--compress", 16, "--fixed-q"),
+                    ("--update-in-backward", "--bfloat16-weights")):  # fmt: skip
+        for more in (("--fresh",), ("train_dalle.steps=4", "train_dalle.lr_steps=2")):
+            call(*torchrun, "--folder", folder, *options, *SIZES, *more)
+        assert [row["step"] for row in log(folder / "dalle") if "loss" in row][-4:] == [1, 2, 3, 4]
+        state, _ = read_model(folder / "dalle")
+        assert {t.dtype for t in state.values()} == {torch.float32}
 
 
 def test_two_processes_evaluate_in_parts_what_one_evaluates_whole(folder, tmp_path):
