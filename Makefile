@@ -33,7 +33,7 @@ checkpoints: $(READY)
 
 notebooks: $(READY)
 	OMP_NUM_THREADS=1 $(PY) notebooks/execute.py
-	$(PY) -m ruff check -q notebooks && $(PY) -m ruff format -q --check notebooks
+	$(PY) -m ruff check -q notebooks
 
 # Grade the reference, blank, mistaken and damaged notebooks with nbgrader, and all mutants.
 assignments: $(READY)

@@ -3,9 +3,9 @@
 For each assignment: the student release holds no solution and no hidden test; with nbgrader, the
 reference solution gets every automatic point, the blank release none, and answers with mistakes
 exactly the points that `quick.py` gives them; a notebook with another kernel's name, deleted
-tests, copied cells or lost metadata is graded all the same; and each wrong solution in `mutants/`
-loses points. `python assignments/check_assignments.py a1_tokens --seed 7` checks one of them, with
-other random inputs.
+tests, copied cells or lost metadata is graded all the same; each wrong solution in `mutants/`
+loses points; and pytest alone (`to_pytest.py`) gives all of these the same points. `python
+assignments/check_assignments.py a1_tokens --seed 7` checks one of them, with other random inputs.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import quick
+import to_pytest
 from nbgrader.api import Gradebook
 from nbgrader.apps import NbGraderAPI
 from sqlalchemy.exc import SAWarning
@@ -76,6 +77,9 @@ def check_assignment(api: NbGraderAPI, course: Path, name: str, seed: int) -> li
     release = json.loads((course / "release" / name / f"{name}.ipynb").read_text(encoding="utf-8"))
     cells, failures = quick.read_cells(name, course / "source"), []
     failures += check_release(cells, release)
+    light = to_pytest.load(name, seed)
+    failures += check_light_release(name, course, release)
+    failures += check_light_mutants(name, cells, light, seed)
     for student, (notebook, want) in students(name, cells, release).items():
         got, trouble = grade(api, course, name, student, notebook)
         if got != want or trouble:
@@ -83,6 +87,8 @@ def check_assignment(api: NbGraderAPI, course: Path, name: str, seed: int) -> li
                 test: (got.get(test), want[test]) for test in want if got.get(test) != want[test]
             }
             failures.append(f"{student}: (got, expected) {wrong} {trouble}")
+        if name in to_pytest.GRADED and light.grade(notebook)[0] != want:
+            failures.append(f"{student}: pytest alone gives {light.grade(notebook)}")
     count, alive = quick.survivors(name, seed)
     print(f"{name}: {count} mutants", flush=True)
     return failures + [f"{mutant} loses no points" for mutant in alive]
@@ -98,6 +104,31 @@ def check_release(cells: list[dict], release: dict) -> list[str]:
             (hidden if inside else open_).add(line)
     found = (hidden - open_) & set(shown.splitlines())
     return leaks + [f"the release holds {line!r}" for line in sorted(found) if len(line) > 30]
+
+
+def check_light_release(name: str, course: Path, release: dict) -> list[str]:
+    """Return where our own release differs from nbgrader's."""
+    text = (course / "source" / name / f"{name}.ipynb").read_text(encoding="utf-8")
+    pairs = zip(to_pytest.release(json.loads(text))["cells"], release["cells"], strict=True)
+    different = [a["id"] for a, b in pairs if "".join(a["source"]) != "".join(b["source"]).rstrip()]
+    return [f"our release differs from nbgrader's in {different}"] if different else []
+
+
+def check_light_mutants(name: str, cells: list[dict], light, seed: int) -> list[str]:
+    """Return the mutants that fail other tests with pytest alone than with `quick.py`."""
+    failures = []
+    for exercise, mistakes in quick.read_mutants(name).items():
+        for mutant in mistakes.values():
+            source = as_cell(mutant)
+            _, want = quick.grade(cells, {exercise: source}, seed, only=exercise)
+            cell = {"cell_type": "code", "id": exercise, "metadata": {}, "source": source}
+            _, said = light.grade({"cells": [cell]})  # the tests are put back around it
+            got = {test for test in said if test.startswith(f"{exercise}-")}
+            if got != set(want) - {exercise}:
+                failures.append(
+                    f"{mutant.__name__}: pytest alone fails {got}, quick.py {set(want)}"
+                )
+    return failures
 
 
 def lines(text: str) -> Iterator[tuple[str, bool]]:

@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 
 import torch
-from minidalle.judge import Judge
-from minidalle.metrics import accuracy
-from minidalle.pool import draw_pool, rebuild
 
 from minidalle import data, stages
 from minidalle.config import Config, get_config
-from minidalle.evaluation import toy_cases
+from minidalle.evaluation.candidates import draw_candidates, reconstruct
+from minidalle.evaluation.judge import Judge
+from minidalle.evaluation.measure import toy_cases
+from minidalle.evaluation.metrics import accuracy
 from minidalle.generate import Pipeline, sample
 
 HERE = Path(__file__).resolve().parent
@@ -52,18 +52,15 @@ def measure(run: Path, seed: int, candidates: int) -> dict[str, dict[str, float]
     """Return the shares in percent of each kind: 'rebuilt', 'one', with candidates 'best of …'."""
     pipeline, judge, found = Pipeline.load(run), Judge.load(JUDGE), {}
     for kind, cases in toy_cases(N, seed).items():
-        rebuilt, _ = rebuild(pipeline, cases.images)
-        length = pipeline.dalle.config.text_len - 1
-        text = pipeline.tokenizer.encode_batch(cases.captions, length)
+        rebuilt, _ = reconstruct(pipeline, cases.images)
+        text = pipeline.tokenizer.encode_batch(cases.captions, pipeline.prior.caption_len)
         generator = torch.Generator().manual_seed(seed)
-        drawn = pipeline.dvae.decode(sample(pipeline.dalle, text, N, generator=generator))
+        drawn = pipeline.decode(sample(pipeline.prior, text, N, generator=generator))
         images = {"rebuilt": (rebuilt, cases.attributes), "one": (drawn, cases.wanted)}
         if candidates:
-            pool = draw_pool(pipeline, cases.captions, candidates, seed)
+            drawn = draw_candidates(pipeline, cases.captions, candidates, seed)
             for n in (n for n in (4, 16, 64) if n <= candidates):
-                best = pool.scores[:, :n].argmax(1)
-                chosen = pool.images[torch.arange(N), best] / 255
-                images[f"best of {n}"] = chosen, cases.wanted
+                images[f"best of {n}"] = drawn.best(n), cases.wanted
         found[kind] = {
             name: round(100 * accuracy(judge.read(x), wanted)["exact"]["share"], 1)
             for name, (x, wanted) in images.items()

@@ -1,18 +1,23 @@
-"""The site: the README, then the notebooks as they were committed. Build it with `make site`."""
+"""The site: README, the notebooks as they were committed, guides. Build it with `make site`."""
 
 import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-PAGES = [*sorted(f"docs/{path.stem}" for path in (ROOT / "docs").glob("*.md")), "data/README"]
+PAGES = [
+    *sorted(f"docs/{path.stem}" for path in (ROOT / "docs").glob("*.md")),
+    "assignments/README",
+    "assignments/STUDENT",
+    "data/README",
+]
 
 project = "minidalle"
 author = "the minidalle contributors"
 extensions = ["myst_nb", "sphinx-mathjax-offline"]  # mathematics without a network
 root_doc = "README"  # the sources start at the root, so that the README's links hold
-include_patterns = ["README.md", "data/README.md", "docs/*.md", "notebooks/*.ipynb"]
-exclude_patterns = [".*", "runs", "docs/_build", "assignments", "**/.ipynb_checkpoints"]
+include_patterns = ["README.md", *(f"{page}.md" for page in PAGES), "notebooks/*.ipynb"]
+exclude_patterns = [".*", "runs", "docs/_build", "**/.ipynb_checkpoints"]
 
 nb_execution_mode = "off"  # the stored outputs are the ones that nbval checked
 myst_enable_extensions = ["dollarmath", "amsmath"]

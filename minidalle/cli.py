@@ -120,6 +120,10 @@ def _add_special(verbs: dict[str, argparse.ArgumentParser]) -> None:
     evaluate.add_argument("-n", type=int, default=64, help="captions a kind and seed (default 64)")
     evaluate.add_argument("--seeds", type=int, default=4, help="random seeds (default 4)")
     evaluate.add_argument("--protocol", choices=["paper"], help="measure the paper's section 3")
+    evaluate.add_argument(
+        "--overlap", type=float, default=0.95,
+        help="cosine from which the protocol takes a test image for one of training (default 0.95)",
+    )  # fmt: skip
     evaluate.add_argument("--candidates", type=int, default=16, help="a caption (default 16)")
     plan = verbs["plan"]
     plan.add_argument("--gpus", type=int, default=1)
@@ -337,6 +341,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         path = run.vote_between(args.vote, out, args.n, args.seed or 0, args.device)
         return print(f"Wrote {path}: open it, vote, export the CSV, then evaluate --count.")
     options = dict(own=args.data or "", protocol=args.protocol or "", device=args.device)
+    options["overlap"] = args.overlap
     options |= dict(n=args.n, candidates=args.candidates, seeds=args.seeds, seed=args.seed or 0)
     print(run.evaluate_run(_find_run(args), out, **options))
 

@@ -68,7 +68,7 @@ def test_generate_writes_a_picture_and_the_seed_decides_it(run, tmp_path, capsys
 def test_a_finished_stage_is_not_overwritten_by_another_configuration(run, capsys):
     before = (run / "dvae" / "model.safetensors").read_bytes()
     line = fails(["dvae", "--run", str(run), *TINY, "dvae.beta=2.0"], capsys)
-    assert "dvae.beta was 1.0" in line and "is now 2.0" in line and "--fresh" in line
+    assert "dvae.beta was 0.3" in line and "is now 2.0" in line and "--fresh" in line
     assert (run / "dvae" / "model.safetensors").read_bytes() == before
 
 
@@ -109,7 +109,7 @@ def test_a_wrong_caption_or_number_is_named(run, tmp_path, caption, n, message, 
 def test_characters_never_seen_are_drawn_and_a_long_caption_is_refused(run, tmp_path, capsys):
     argv = ["generate", "-n", "1", "--run", str(run), "--out", str(tmp_path / "x.png")]
     assert main([*argv, "Ein röter ☃ 星"]) == 0
-    assert "at most 31 fit" in fails([*argv, "a very " + "very " * 60 + "red heart"], capsys)
+    assert "at most 24 fit" in fails([*argv, "a very " + "very " * 60 + "red heart"], capsys)
 
 
 def test_every_verb_has_help_with_an_example_that_parses(capsys):

@@ -21,7 +21,7 @@ from minidalle.models import digests, read_model
 HERE = Path(__file__).resolve().parent
 RUN = HERE.parent.parent / "runs" / "shipped" / "toy"
 N_UNSEEN = 4000  # true images that a judge is tested on
-CAPTIONS, SEEDS = 128, 10  # of each kind for each seed: the numbers that the README states
+CAPTIONS, SEEDS = 32, 10  # of each kind for each seed: the numbers that the README states
 
 
 def build_judge(config: Config, folder: Path) -> None:

@@ -61,9 +61,6 @@ def draw_candidates(
     return Candidates(drawn, torch.stack(scores))
 
 
-draw_pool = draw_candidates  # until notebook 06 says the new name
-
-
 @torch.inference_mode()
 def clip_features(pipeline: Pipeline, images: Tensor) -> Tensor:
     """Place images (N, 3, S, S), uint8 or in [0, 1], on CLIP's sphere: (N, E), on the CPU."""

@@ -25,12 +25,12 @@ from minidalle.stages import SHIPPED
 
 WIDTHS = (32, 48, 64, 64)  # channels; every stage after the first halves the side
 N_FEATURES = 96
-N_TRUE = 20_000  # true images that a judge learns from, at most
+N_TRUE = 50_000  # true images that a judge learns from, at most
 # How each data set's judge is trained; those of other data sets as the one of digits.
 RECIPES = {
     "shapes": dict(steps=2500),
-    "mnist": dict(steps=4000, widths=(32, 64, 96, 96)),
-    "fashion_mnist": dict(steps=4000, widths=(32, 64, 96, 96)),
+    "mnist": dict(steps=8000, widths=(32, 64, 96, 96)),
+    "fashion_mnist": dict(steps=8000, widths=(32, 64, 96, 96)),
     "cifar": dict(steps=12_000, widths=(48, 96, 192, 192), blocks=1, flip=True),
 }
 
@@ -182,14 +182,14 @@ def true_images(config: Config) -> tuple[Tensor | None, list[dict[str, str]]]:
     Held-out pairs are among them where they can be drawn, of training handwriting alone.
     """
     name, seed = config.data.name, config.seed
-    n = min(config.data.n_train, N_TRUE)
+    n_drawn = min(config.data.n_train, N_TRUE)
     if name == "shapes":
-        scenes = true_scenes(n, seed)
+        scenes = true_scenes(n_drawn, seed)
         return scenes.images, scenes.attributes
-    dataset = data.load(replace(config, data=replace(config.data, n_train=n)), "train")
+    dataset = data.load(replace(config, data=replace(config.data, n_train=n_drawn)), "train")
     if isinstance(dataset, Stream) or dataset.attributes(0) is None:
         return None, []
-    n = min(n, len(dataset))
+    n = min(len(dataset), N_TRUE)
     images, attributes = data.first(dataset, n)[0], [dataset.attributes(i) for i in range(n)]
     if name in ("mnist", "fashion_mnist"):
         more = digits.draw(digits.load_things(name, "train"), n // 8, seed, "held_out")

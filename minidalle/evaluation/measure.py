@@ -166,7 +166,7 @@ def measure(
     }
     images = {"rebuilt": rebuilt, "one": drawn.first()}
     if training is not None and len(training) >= len(true):
-        images["true"] = training[: len(true)] / 255  # real against real: what no model can beat
+        images["training"] = training[: len(true)] / 255  # real against real, of other captions
     if pipeline.reranker is not None:
         images["best"] = drawn.best()
         found["clip_score"] = clip_scores(pipeline, cases, drawn)

@@ -22,12 +22,13 @@ from minidalle.generate import Pipeline
 N_SHOWN = 8  # captions on a sheet
 N_NEAREST = 3  # training images beside each sample
 STYLE = """
-body { font: 16px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 1.5rem auto;
+body { font: 16px/1.45 system-ui, sans-serif; max-width: 75rem; margin: 1.5rem auto;
   padding: 0 1rem; color: #1a1a1a; background: #fff; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .3rem; color: #444; }
-th, td { border: 1px solid #bbb; padding: .25rem .6rem; text-align: right; }
+caption { text-align: left; padding-bottom: .3rem; color: #444; white-space: nowrap; }
+th, td { border: 1px solid #bbb; padding: .25rem .6rem; text-align: right;
+  white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; }
 .pixels { image-rendering: pixelated; }
@@ -141,6 +142,7 @@ def tables(numbers: Mapping, most: int | None = None) -> list[Table]:
     """Lay the numbers of `measure.evaluate` out; most: of the pairs, the worst so many."""
     found_tables: list[Table] = []
     titles = {key: t.format(numbers["settings"].get("candidates")) for key, t in ROWS.items()}
+    first = numbers["settings"].get("seed", 0)
     for kind, found in numbers["kinds"].items():
         name = f"{TITLES.get(kind, kind)}, {found['n']} captions"
 
@@ -166,7 +168,8 @@ def tables(numbers: Mapping, most: int | None = None) -> list[Table]:
             for way, shares in found.get("by_seed", {}).items()
             if len(shares) > 1
         ]
-        add("exact by seed, %", ["images", *map(str, range(len(rows[0]) - 1 if rows else 0))], rows)
+        head = ["images", *(str(first + i) for i in range(len(rows[0]) - 1))] if rows else []
+        add("exact by seed, %", head, rows)
         keys = [k for k in ("likelihood", "codebook", "reconstruction") if k in found]
         costs = {k: f"{v:.3f}" for key in keys for k, v in found[key].items()}
         rows = [[k.replace("_", " "), v] for k, v in costs.items()]
@@ -177,7 +180,7 @@ def tables(numbers: Mapping, most: int | None = None) -> list[Table]:
             ("frechet", "Fréchet distance by the judge's features (no FID), over blur radius"),
             ("judge_score", "inception score formula on the judge's answers"),
         ):
-            rows = [[k, *(f"{x:.3g}" for x in v.values())] for k, v in found.get(key, {}).items()]
+            rows = [[k, *(f"{x:.4g}" for x in v.values())] for k, v in found.get(key, {}).items()]
             add(what, ["images", *next(iter(found.get(key, {"": ()}).values()))], rows)
     return found_tables
 

@@ -7,7 +7,7 @@ from minidalle.config import Config, Typed, replace
 from minidalle.data.streams import Stream
 from minidalle.evaluation.judge import find_judge
 from minidalle.evaluation.measure import Cases, cases_of, draw_all, load_cases
-from minidalle.evaluation.protocol import paper_protocol, protocol_tables, write_protocol
+from minidalle.evaluation.protocol import OVERLAP, paper_protocol, protocol_tables, write_protocol
 from minidalle.evaluation.report import as_text, report_run, tables
 from minidalle.evaluation.vote import draw_vote
 from minidalle.generate import Pipeline
@@ -27,12 +27,14 @@ def evaluate_run(
     device: str = "cpu",
     own: str = "",
     protocol: str = "",
+    overlap: float = OVERLAP,
 ) -> str:
     """Measure the run in a folder and write report.html and report.json into `out`.
 
     n: captions of each kind for each of `seeds` random seeds. own: a folder of captioned images in
     place of the run's own data. protocol: 'paper' measures section 3 of the paper instead, into
-    protocol.html and protocol.json. Returns what to print. Raises ValueError for another protocol.
+    protocol.html and protocol.json, with `overlap` as there. Returns what to print.
+    Raises ValueError for another protocol.
     """
     if protocol not in ("", "paper"):
         raise ValueError(f"unknown protocol {protocol!r}; choose from paper")
@@ -50,7 +52,7 @@ def evaluate_run(
         return f"{shown}\nWrote {Path(out) / 'report.html'} and report.json about {run}."
     drawn = draw_all(pipeline, cases, candidates, seeds, seed)
     kinds = {
-        kind: paper_protocol(pipeline, judge, some, drawn[kind], training, device=device)
+        kind: paper_protocol(pipeline, judge, some, drawn[kind], training, overlap, device=device)
         for kind, some in cases.items()
     }
     path = write_protocol(out, kinds)

@@ -62,7 +62,7 @@ def test_an_erased_object_is_not_read_right(judge):
 
 def test_training_learns_and_repeats_itself():
     scenes = true_scenes(200, 0)
-    options = dict(steps=50, batch_size=8, lr=3e-3)
+    options = dict(steps=80, batch_size=8, lr=3e-3)
     losses: list[float] = []
     one = train_judge(
         scenes.images, scenes.attributes, progress=lambda _, loss: losses.append(loss), **options

@@ -15,7 +15,8 @@ FILES = {
 
 # The street from top to bottom: a file imports files above it in this list, never below.
 STREET = (
-    "config", "tokenizer", "attention.masks", "attention.dense", "attention", "dvae", "clip",
+    "presets", "config", "tokenizer", "attention.masks", "attention.dense", "attention",
+    "dvae", "clip",
     "transformer", "cache", "dalle", "train", "models", "generate", "stages",
 )  # fmt: skip
 MODELS = {"tokenizer", "attention", "dvae", "clip", "transformer", "dalle", "cache"}
@@ -156,7 +157,7 @@ def lines(path: Path) -> int:
 
 def test_files_street_and_package_stay_small():
     sizes = {name: lines(path) for name, path in FILES.items()}
-    assert {n: s for n, s in sizes.items() if s > 440} == {}
+    assert {n: s for n, s in sizes.items() if s > 400} == {}
     on = ["minidalle." + name for name in STREET if f"minidalle.{name}" in sizes]
     assert sum(sizes[n] for n in on) <= 2900
-    assert sum(sizes.values()) <= 11_000
+    assert sum(sizes.values()) <= 11_500
