@@ -1,6 +1,6 @@
 """Where should PowerSGD's Q come from, and which rank is enough? The toy prior on two "machines".
 
-Run: python benchmarks/powersgd.py [--ranks 8 16 32 64] [--steps 300]
+Run: python benchmarks/powersgd.py [--ranks 8 16 32 64] [--steps 240]
 Two processes train the toy prior, with two layers, on the drawn shapes (tokens of the shipped dVAE)
 with whole gradients and with compressed ones: Q from the last update (warm start), drawn once for
 the run (the paper's, appendix E.2), or drawn anew for each update, which footnote 10 warns of. All
@@ -99,7 +99,7 @@ def mean(losses: list[float], part: slice) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", nargs="+", type=int, default=[8, 16, 32, 64])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -111,30 +111,34 @@ def main() -> None:
             __file__, *sys.argv[1:], "--worker", str(Path(folder) / "pairs.pt"),
         ]  # fmt: skip
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        rows = []
+        for line in process.stdout:
+            rows.append(json.loads(line))
+            show(rows[-1], rows[0], args.steps)
+    if process.wait():
         raise SystemExit("the runs failed, see above")
-    show(rows, args.steps)
 
 
-def show(rows: list[dict], steps: int) -> None:
-    """Print the gaps to whole gradients from the same first weights."""
+def show(row: dict, whole: dict, steps: int) -> None:
+    """Print a run's gaps to the first one: whole gradients, from the same first weights."""
     tenth = steps // 10
     windows = slice(tenth // 2, tenth), slice(steps - tenth, steps)  # the very first are all alike
-    whole = rows[0]
-    first, last = (mean(whole["losses"], window) for window in windows)
-    print(
-        f"toy prior, 2 layers of width 128, {steps} updates of 8 pairs, two machines of one "
-        f"process; torch {torch.__version__}\nwhole gradients: loss {first:.4f} in the first "
-        f"tenth (updates {tenth // 2 + 1} to {tenth}), {last:.4f} at the end (the last {tenth})\n"
-    )
-    print("rank  Q              bytes saved  gap, first tenth  gap, end")
-    for row in rows[1:]:
-        gaps = [mean(row["losses"], w) - mean(whole["losses"], w) for w in windows]
-        name = row["name"] if row["rank"] else f"none, seed {row['seed']}"
-        saved = 1 - row["bytes"] / whole["bytes"]
-        print(f"{row['rank']:>4}  {name:<13}{saved:>13.1%}{gaps[0]:>+18.4f}{gaps[1]:>+10.4f}")
+    if row is whole:
+        first, last = (mean(whole["losses"], window) for window in windows)
+        print(
+            f"toy prior, 2 layers of width 128, {steps} updates of 8 pairs, two machines of one "
+            f"process; torch {torch.__version__}\nwhole gradients: loss {first:.4f} in the first "
+            f"tenth (updates {tenth // 2 + 1} to {tenth}), {last:.4f} at the end (the last {tenth})"
+            f"\n\nrank  Q              bytes saved  gap, first tenth  gap, end",
+            flush=True,
+        )
+        return
+    gaps = [mean(row["losses"], w) - mean(whole["losses"], w) for w in windows]
+    name = row["name"] if row["rank"] else f"none, seed {row['seed']}"
+    saved = 1 - row["bytes"] / whole["bytes"]
+    line = f"{row['rank']:>4}  {name:<13}{saved:>13.1%}{gaps[0]:>+18.4f}{gaps[1]:>+10.4f}"
+    print(line, flush=True)
 
 
 if __name__ == "__main__":
