@@ -191,27 +191,41 @@ def _state(model: nn.Module, optimizer, average) -> tuple[dict[str, Tensor], dic
     """All tensors of a run by name, live (loading writes into them), and the plain values."""
     tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average/{k}": v for k, v in average.state_dict().items()}
-    names = {id(p): name for name, p in model.named_parameters()}
     scalars = {}
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
+    for name, parameter, owner in _owners(model, optimizer):
+        for key, value in owner.state.get(parameter, {}).items():
             kind = tensors if isinstance(value, Tensor) else scalars
-            kind[f"optimizer/{names[id(parameter)]}/{key}"] = value
+            kind[f"optimizer/{name}/{key}"] = value
     return tensors, scalars
+
+
+def _owners(model: nn.Module, optimizer) -> list[tuple[str, Tensor, torch.optim.Optimizer]]:
+    """Each parameter's name, the parameter, and the optimiser that moves it."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [
+        (names[id(parameter)], parameter, part)
+        for part in getattr(optimizer, "parts", (optimizer,))  # see optim.Together
+        for group in part.param_groups
+        for parameter in group["params"]
+    ]
 
 
 @torch.no_grad()
 def _make_moments(model: nn.Module, optimizer, known: dict, scalars: dict) -> None:
     """Give a fresh optimiser the state that a checkpoint will be read into."""
-    for name, parameter in model.named_parameters():
+    for name, parameter, owner in _owners(model, optimizer):
         prefix = f"optimizer/{name}/"
         state = {k.removeprefix(prefix): v for k, v in scalars.items() if k.startswith(prefix)}
         for path, entry in known.items():
             if path.startswith(prefix) and isinstance(entry, TensorStorageMetadata):
                 dtype = entry.properties.dtype
-                state[path.removeprefix(prefix)] = torch.zeros_like(parameter, dtype=dtype)
+                if entry.size == parameter.shape:
+                    value = torch.zeros_like(parameter, dtype=dtype)  # sliced as the parameter is
+                else:  # the count of updates, in torch's own AdamW
+                    value = torch.zeros(entry.size, dtype=dtype, device=parameter.device)
+                state[path.removeprefix(prefix)] = value
         if state:
-            optimizer.state[parameter] = state
+            owner.state[parameter] = state
 
 
 def consolidate(checkpoint: str | Path, folder: str | Path, config: Config) -> None:

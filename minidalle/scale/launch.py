@@ -163,6 +163,7 @@ def _check_options(
     compile: bool = False,
     fixed_q: bool = False,
     bfloat16_weights: bool = False,
+    muon: bool = False,
 ) -> None:
     if fixed_q and not compress:
         raise ValueError("fixed_q says how to compress: set compress (--compress -1), too")
@@ -175,6 +176,8 @@ def _check_options(
             "float16 skips an update when any gradient overflows, but update_in_backward has moved "
             "later blocks by then, and nothing is left to undo it: use bfloat16, the default"
         )
+    if update_in_backward and muon:
+        raise ValueError("update_in_backward is AdamW for all: set train_dalle.muon_lr=0")
     if float16 and compile:
         raise ValueError("float16 works by hooks inside the blocks: set train_dalle.compile=false")
 
@@ -240,8 +243,9 @@ def train_stage(
     """
     training = getattr(config, f"train_{stage}")
     _check_options(
-        stage, compress, update_in_backward, float16, training.compile, fixed_q, bfloat16_weights
-    )
+        stage, compress, update_in_backward, float16, training.compile, fixed_q, bfloat16_weights,
+        muon=training.muon_lr > 0,
+    )  # fmt: skip
     if float16:
         training = replace(training, precision="float32")  # beside the blocks
         config = replace(config, train_dalle=training)

@@ -118,6 +118,9 @@ def sharded(out: Path) -> dict:
     team.scales, team.max_bad = precision.ResblockScales(model), 1000
     found["float16"] = train(model, out / "float16", config, team=team)
 
+    config = tiny(muon_lr=0.02)
+    found["muon"] = train(build(mesh), out / "muon", config)
+
     config = tiny(clip_norm=0.0)
     found["unclipped"] = train(build(mesh), out / "unclipped", config)
     model = build(mesh)

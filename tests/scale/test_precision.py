@@ -143,6 +143,8 @@ def test_float16_and_updates_in_the_backward_pass_exclude_each_other():
 def test_options_of_an_option_need_it():
     with pytest.raises(ValueError, match="set compress"):
         launch._check_options("dalle", 0, False, False, fixed_q=True)
+    with pytest.raises(ValueError, match="muon_lr=0"):
+        launch._check_options("dalle", 0, update_in_backward=True, float16=False, muon=True)
     with pytest.raises(ValueError, match="set that, too"):
         launch._check_options("dalle", 0, False, False, bfloat16_weights=True)
 
