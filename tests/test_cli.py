@@ -119,7 +119,7 @@ def test_every_verb_has_help_with_an_example_that_parses(capsys):
         text = capsys.readouterr().out
         assert stop.value.code == 0 and "example: minidalle" in text
         words = [w.strip('"') for w in re.findall(r'"[^"]*"|\S+', example)]
-        assert build_parser().parse_args(words[3:]).verb == verb
+        assert build_parser().parse_args(words[1:]).verb == verb
 
 
 def test_evaluate_writes_numbers_for_a_run_and_the_judge(run, tmp_path, monkeypatch, capsys):

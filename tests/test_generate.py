@@ -345,7 +345,7 @@ def test_pipeline_returns_the_pictures_that_clip_likes_best(run):
     images, scores = pipeline.generate("a red circle", 3, 7, generator=seeded(), batch_size=4)
     assert images.shape == (3, 3, 32, 32) and images.dtype == torch.float32
     assert images.min() >= 0 and images.max() <= 1
-    ids = pipeline.tokenizer.encode_batch(["a red circle"], 31)
+    ids = pipeline.tokenizer.encode_batch(["a red circle"], pipeline.prior.caption_len)
     tokens = sample(pipeline.prior, ids[0].tolist()[: len(ids[ids != PAD])], 7, generator=seeded())
     with torch.no_grad():
         drawn = pipeline.codebook.decode(tokens)
@@ -382,7 +382,7 @@ def test_pipeline_refuses_captions_it_cannot_read(run):
     pipeline = Pipeline.load(run)
     with pytest.raises(ValueError, match="caption is empty: '  '"):
         pipeline.generate("  ")
-    with pytest.raises(ValueError, match="40 tokens, at most 31"):
+    with pytest.raises(ValueError, match="40 tokens, at most 24"):
         pipeline.generate("#" * 40)
     with pytest.raises(ValueError, match="n must be 1 or more, got 0"):
         pipeline.generate("red", 0)

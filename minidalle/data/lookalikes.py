@@ -115,9 +115,9 @@ def batches(
 @torch.no_grad()
 def rebuild(dvae: torch.nn.Module, tokens: np.ndarray) -> Tensor:
     """Decode image tokens (N, G * G) -> uint8 (N, 3, S, S)."""
-    grid = dvae.config.grid
+    grid, device = dvae.config.grid, next(dvae.parameters()).device
     parts = [
-        dvae.decode(torch.from_numpy(part.astype(np.int64)).view(-1, grid, grid))
+        dvae.decode(torch.from_numpy(part.astype(np.int64)).view(-1, grid, grid).to(device))
         for part in np.array_split(tokens, range(128, len(tokens), 128))
     ]
     return (torch.cat(parts).cpu() * 255).round().byte()

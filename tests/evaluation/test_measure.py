@@ -80,7 +80,7 @@ def test_without_judge_and_clip_the_rest_is_measured(pipeline):
 
 def test_a_clip_that_knows_lifts_the_best_and_leaves_the_mean(judge):
     """Two of four candidates are the true picture, and CLIP is told which."""
-    some = toy_cases(8, 3)["seen"]
+    some = toy_cases(8, 4)["seen"]  # the judge reads all of them right
     wrong = shapes.render([{**a, "shape": _other(a["shape"])} for a in some.attributes])
     images = torch.stack([some.images, wrong, some.images, wrong], 1)
     scores = torch.tensor([[0.3, 0.1, 0.2, 0.0]]).expand(8, -1)

@@ -163,7 +163,8 @@ def test_updates_in_the_backward_pass_stay_on_the_gpu(weights, kernels):
         for step in range(3):
             kernels.waits = 0
             here = {name: ids.to(device) for name, ids in batch(step).items()}
-            model.loss(here)[0].backward()
+            draws = torch.Generator().manual_seed(step)  # whose caption is dropped
+            model.loss(here, step, draws)[0].backward()
             optimizer.end_update(list(model.parameters()), 1.0)
             average.update(step)
             # is the norm finite; the rest are seeds of generators
