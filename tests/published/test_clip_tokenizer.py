@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from minidalle.published.clip_tokenizer import CLIPTokenizer, clean
@@ -77,6 +77,7 @@ def test_encoding_is_the_librarys(tokenizer, library, text):
 @unhurried
 @given(any_text)
 def test_decoding_gives_the_parts_back_with_spaces(tokenizer, text):
+    assume("<|" not in clean(text))  # a start or an end that was typed is read as one, as released
     decoded = tokenizer.decode(tokenizer.encode(text))
     assert decoded.replace(" ", "") == "".join(clean(text).split())
 
