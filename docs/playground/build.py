@@ -85,7 +85,7 @@ def examples(data: str) -> dict:
         where = "in the middle on a white background"
         held_out = [f"a large {colour} {shape} {where}" for shape, colour in shapes.HELD_OUT]
         first = "a large red heart in the middle on a white background"
-        two = "a large red circle and a small blue square on a white background"
+        two = "a red circle and a blue square on white"
         single = "Every training image holds exactly one object"
     elif data == "mnist":
         synonyms = digits.SYNONYMS
@@ -97,7 +97,7 @@ def examples(data: str) -> dict:
     else:
         raise ValueError(f"the page has captions for shapes and mnist, not for {data!r}")
     held_out = sorted(caption.replace("a orange", "an orange") for caption in held_out)
-    unknown = first.replace("heart", "dinosaur").replace("seven", "dinosaur")
+    unknown = "a red dinosaur on a white background"
     return {
         "first": first,
         "synonyms": {value: list(words) for value, words in synonyms.items()},

@@ -234,3 +234,11 @@ def test_the_build_refuses_what_the_page_cannot_show(tmp_path):
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match="different sizes"):
         build.collect(folder)
+
+
+def test_every_caption_of_the_page_fits_the_shipped_prior():
+    pipeline = Pipeline.load(TOY)
+    found = build.examples("shapes")
+    captions = [found["first"], *found["held_out"], found["two"]["caption"]]
+    for caption in [*captions, found["unknown"]["caption"]]:
+        assert pipeline.encode(caption), caption
