@@ -235,7 +235,7 @@ def test_bad_captions_say_what_fits_and_nothing_typed_becomes_markup(page, brows
     assert browser.run("return document.activeElement.id") == "caption"
     assert tokens(browser) == before
     assert browser.run("return document.querySelectorAll('.candidate').length") == 0
-    assert put("<img src=x onerror=window.hit=1>")
+    assert put("<img src=x onerror=hit=1>")
     browser.run("$('speed').value = 'once'; $('draw').click()")
     browser.until(f"$('play').textContent === 'Replay' && {DRAWN}.includes('onerror')")
     browser.run("$('rank').click()")
