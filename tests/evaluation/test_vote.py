@@ -4,14 +4,12 @@ import base64
 import csv
 import json
 import re
-import shutil
-import subprocess
 import time
-import urllib.request
 from io import BytesIO
 
 import pytest
 import torch
+from helpers.chromium import Chromium, missing
 from PIL import Image
 
 from minidalle.evaluation.vote import (
@@ -136,68 +134,16 @@ def test_unequal_sides_are_refused(tmp_path):
         draw_vote(tmp_path, CAPTIONS, {"a": None})
 
 
-class Browser:
-    """A headless chromium, spoken to in the WebDriver protocol (w3.org/TR/webdriver)."""
-
-    def __init__(self, driver: str, downloads):
-        self.process = subprocess.Popen(
-            [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        port = next(
-            m[1] for m in (re.search(r"on port (\d+)\.", x) for x in self.process.stdout) if m
-        )
-        self.url = f"http://127.0.0.1:{port}/session"
-        options = {
-            "args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
-            "prefs": {"download.default_directory": str(downloads)},
-        }
-        capabilities = {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}}
-        self.url += "/" + self.post("", {"capabilities": capabilities})["sessionId"]
-
-    def post(self, path: str, data: dict):
-        body = json.dumps(data).encode()
-        request = urllib.request.Request(
-            self.url + path, body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.load(answer)["value"]
-
-    def open(self, page):
-        self.post("/url", {"url": page.as_uri()})
-
-    def run(self, script: str):
-        return self.post("/execute/sync", {"script": script, "args": []})
-
-    def element(self, selector: str) -> str:
-        found = self.post("/element", {"using": "css selector", "value": selector})
-        return "/element/" + next(iter(found.values()))
-
-    def click(self, selector: str):
-        self.post(self.element(selector) + "/click", {})
-
-    def type(self, selector: str, text: str):
-        self.post(self.element(selector) + "/value", {"text": text})
-
-    def close(self):
-        try:
-            urllib.request.urlopen(urllib.request.Request(self.url, method="DELETE"), timeout=60)
-        finally:
-            self.process.terminate()
-            self.process.wait(30)
-
-
 @pytest.fixture
 def browser(tmp_path):
-    driver = shutil.which("chromedriver")
-    if driver is None or not (shutil.which("chromium") or shutil.which("google-chrome")):
-        pytest.skip("no chromium here: apt-get install chromium chromium-driver")
-    browser = Browser(driver, tmp_path)
+    browser = Chromium.start(tmp_path)
     yield browser
     browser.close()
 
 
 @pytest.mark.slow
 @pytest.mark.browser
+@pytest.mark.skipif(bool(missing()), reason=missing() or "all here")
 def test_a_voter_votes_in_a_real_browser(tmp_path, browser):
     page = write(tmp_path)
     items = items_of(page)

@@ -40,7 +40,7 @@ def missing() -> str:
 
 
 class Chromium:
-    """One window with a profile of its own. size: (width, height) in pixels."""
+    """One window with a profile of its own, beside which downloads land. size: in pixels."""
 
     def __init__(self, profile: Path, size: tuple[int, int] = (1280, 900)):
         self.process = subprocess.Popen(
@@ -51,7 +51,10 @@ class Chromium:
         )
         lines = (re.search(r"on port (\d+)\.", line) for line in self.process.stdout)
         self.url = f"http://127.0.0.1:{next(m[1] for m in lines if m)}/session"
-        options = {"args": [*FLAGS, f"--user-data-dir={profile}"]}
+        options = {
+            "args": [*FLAGS, f"--user-data-dir={profile}"],
+            "prefs": {"download.default_directory": str(profile.parent)},
+        }
         wanted = {
             "browserName": "chrome",
             "goog:chromeOptions": options,
@@ -107,6 +110,16 @@ class Chromium:
 
     def run(self, script: str):
         return self.post("/execute/sync", {"script": script, "args": []})
+
+    def element(self, selector: str) -> str:
+        found = self.post("/element", {"using": "css selector", "value": selector})
+        return "/element/" + next(iter(found.values()))
+
+    def click(self, selector: str):
+        self.post(self.element(selector) + "/click", {})
+
+    def type(self, selector: str, text: str):
+        self.post(self.element(selector) + "/value", {"text": text})
 
     def run_async(self, script: str):
         return self.post("/execute/async", {"script": script, "args": []})

@@ -181,14 +181,3 @@ def test_the_notebook_itself_asserts_that_both_are_the_same(name, line):
 def test_learning_or_drawing_is_watched_and_something_is_broken(name):
     ids = list(cells(name))
     assert any(i.startswith("strip") for i in ids) and any(i.startswith("break") for i in ids)
-
-
-@pytest.mark.parametrize("name", ["05_clip", "06_generate"])
-def test_the_text_is_a_lesson_of_2000_to_3500_words(name):
-    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
-    prose = re.sub(r"```.*?```|\$\$.*?\$\$|\$[^$]*\$|!?\[[^\]]*\]\([^)]*\)", "", text, flags=re.S)
-    words = [word for word in prose.split() if re.search("[A-Za-z]", word)]
-    assert 2000 <= len(words) <= 3500, len(words)
-    for mark in ("[paper", "[our reading", "[our choice]"):
-        assert mark in text, mark
