@@ -41,9 +41,7 @@ class DataConfig:
     n_test: int = 2_000
     augment: bool = False  # the paper's random crops (listings 1 and 2)
     min_caption: int = between(0, 0)  # characters; shorter captions are skipped (section 2.3)
-    max_aspect: float = between(
-        0.0, 0
-    )  # 2.0 keeps aspect ratios in [1/2, 2] (appendix C); 0 keeps all
+    max_aspect: float = between(0.0, 0)  # 2.0 keeps those in [1/2, 2] (appendix C); 0 keeps all
 
 
 @dataclass(frozen=True)
@@ -55,29 +53,45 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
-class DVAEConfig:
-    """The discrete VAE (appendix A). Its tokens form a grid of image_size / 2**n_pools per side."""
+class CodebookConfig:
+    """What every image tokenizer has: a grid of image_size / 2**n_pools tokens per side."""
 
     image_size: int = 256
-    n_hid: int = 256  # width of the first encoder group; doubles in each further group
-    n_blocks: int = 2  # residual blocks per group
     n_pools: int = between(3, 0, 16)  # halvings of the side; there are n_pools + 1 groups
     vocab_size: int = 8192
-    n_init: int = 128  # width of a code vector
-    beta: float = between(6.6, 0)  # weight of the KL term, in the paper's normalisation
-    beta_steps: int = 5_000
-    tau: float = 1 / 16  # final temperature; starts at 1
-    tau_steps: int = 150_000
-    min_log_b: float | None = between(
-        None, -math.inf, math.inf
-    )  # floor on ln b, for flat drawings; None is the paper
-    gain: float | None = None  # of a residual branch; None is the published 1 / layers^2
-    spread_codes: bool = False  # start from codes spread over the data; see training/spread.py
 
     @property
     def grid(self) -> int:
         """Image tokens per side."""
         return self.image_size // 2**self.n_pools
+
+
+@dataclass(frozen=True)
+class DVAEConfig(CodebookConfig):
+    """The discrete VAE (appendix A)."""
+
+    n_hid: int = 256  # width of the first encoder group; doubles in each further group
+    n_blocks: int = 2  # residual blocks per group
+    n_init: int = 128  # width of a code vector
+    beta: float = between(6.6, 0)  # weight of the KL term, in the paper's normalisation
+    beta_steps: int = 5_000
+    tau: float = 1 / 16  # final temperature; starts at 1
+    tau_steps: int = 150_000
+    min_log_b: float | None = between(None, -math.inf)  # floor on ln b; None is the paper
+    gain: float | None = None  # of a residual branch; None is the published 1 / layers^2
+    spread_codes: bool = False  # start from codes spread over the data; see training/spread.py
+
+
+@dataclass(frozen=True)
+class VQGANConfig(CodebookConfig):
+    """The VQGAN of codebooks/vqgan.py; f16 as published but for n_pools=4, vocab_size=1024."""
+
+    n_hid: int = 128  # width of the full resolution
+    widths: tuple[int, ...] = ()  # of the levels, times n_hid; () doubles at every second one
+    n_blocks: int = 2  # residual blocks per level; the decoder has one more
+    n_init: int = 256  # width of a code vector
+    gumbel: bool = False  # a token is the largest logit, not the nearest vector
+    signed: bool = True  # the networks see pixels in [-1, 1], not [0, 1]
 
 
 @dataclass(frozen=True)
@@ -93,9 +107,7 @@ class DALLEConfig:
     head_dim: int = 64
     kernel: int = 11  # side of the convolution mask in the last layer
     text_weight: float = between(1 / 8, 0, 1)  # the image loss weighs 1 - text_weight
-    caption_dropout: float = between(
-        0.0, 0, 1
-    )  # share of captions emptied in training, for guidance
+    caption_dropout: float = between(0.0, 0, 1)  # share of captions emptied, for guidance
     residual_init: float = between(1.0, 0)  # scale of the blocks' first outputs; 0: the identity
     attention: str = one_of("auto", "dense", "gathered", "flex")  # how masks are executed
     checkpointing: bool = False  # recompute each block's activations in the backward pass
@@ -161,13 +173,17 @@ class Config:
     preset: str
     data: DataConfig
     tokenizer: TokenizerConfig
-    dvae: DVAEConfig
+    dvae: CodebookConfig  # of the class that `codebook` names
     dalle: DALLEConfig
     clip: CLIPConfig
     train_dvae: TrainConfig
     train_dalle: TrainConfig
     train_clip: TrainConfig
+    codebook: str = one_of("dvae", "vqgan")  # what turns images into tokens
     seed: int = between(0, 0)
+
+
+CODEBOOKS = {"dvae": DVAEConfig, "vqgan": VQGANConfig}
 
 
 # ---------------------------------------------------------------- schedules
@@ -224,7 +240,7 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> Config:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
     values = dataclasses.asdict(PRESETS[name])
-    for text in overrides:
+    for text in sorted(overrides, key=lambda text: not text.startswith("codebook=")):
         path, equals, value = text.partition("=")
         if not equals or path.strip() == "preset":
             raise ValueError(f"an override looks like section.field=value, got {text!r}")
@@ -236,6 +252,9 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> Config:
                 known = [k for k, v in values.items() if isinstance(v, dict)]
                 raise ValueError(f"unknown section in {text!r}; choose from {', '.join(known)}")
         place[last] = Typed(value.strip())
+        if last == "codebook" and value in CODEBOOKS:  # keep of the preset what both kinds have
+            known = {f.name for f in dataclasses.fields(CODEBOOKS[value])}
+            values["dvae"] = {k: v for k, v in values["dvae"].items() if k in known}
     return from_dict(values)
 
 
@@ -269,6 +288,8 @@ def _build(kind: type, values: object, path: str) -> typing.Any:
     if not isinstance(values, dict):
         raise ValueError(f"{name} must be an object of fields, got {values!r}")
     kinds, found = typing.get_type_hints(kind), {}
+    if kind is Config:
+        kinds["dvae"] = CODEBOOKS.get(str(values.get("codebook")), DVAEConfig)
     if unknown := [key for key in values if key not in kinds]:
         raise ValueError(f"unknown field: {name} has no {unknown[0]!r}; it has {', '.join(kinds)}")
     for f in dataclasses.fields(kind):
@@ -320,9 +341,7 @@ def _check_range(value: object, allowed: typing.Mapping, name: str) -> None:
 
 def _check_sizes(c: Config) -> None:
     """Raise ValueError, naming the fields, where the sizes of a configuration do not fit."""
-    trainings = [
-        (stage, getattr(c, stage)) for stage in ("train_dvae", "train_dalle", "train_clip")
-    ]
+    trainings = [(s, getattr(c, s)) for s in ("train_dvae", "train_dalle", "train_clip")]
     multiples = [
         ("dvae.image_size", c.dvae.image_size, "2**dvae.n_pools", 2**c.dvae.n_pools),
         ("clip.vision_width", c.clip.vision_width, "clip.vision_heads", c.clip.vision_heads),

@@ -12,14 +12,24 @@ from torch import Tensor, nn
 
 from minidalle.attention import masks_are_constants
 from minidalle.clip import CLIP, ResidualAttentionBlock
-from minidalle.config import PRESETS, CLIPConfig, Config, DALLEConfig, DVAEConfig, from_json
+from minidalle.codebooks.vqgan import VQGAN
+from minidalle.config import (
+    PRESETS,
+    CLIPConfig,
+    CodebookConfig,
+    Config,
+    DALLEConfig,
+    DVAEConfig,
+    VQGANConfig,
+    from_json,
+)  # fmt: skip
 from minidalle.dalle import DALLE
 from minidalle.dvae import DiscreteVAE, Encoder
 from minidalle.files import CheckpointError, digest, load_tensors, read_metadata
 from minidalle.tokenizer import BPETokenizer
 from minidalle.transformer import Block
 
-CLASSES = {DVAEConfig: DiscreteVAE, DALLEConfig: DALLE, CLIPConfig: CLIP}
+CLASSES = {DVAEConfig: DiscreteVAE, VQGANConfig: VQGAN, DALLEConfig: DALLE, CLIPConfig: CLIP}
 
 
 class MissingStage(ValueError):
@@ -31,7 +41,7 @@ def product(stage: str) -> str:
     return "tokenizer.json" if stage == "tokenizer" else "model.safetensors"
 
 
-def make(part: DVAEConfig | DALLEConfig | CLIPConfig, **options) -> nn.Module:
+def make(part: CodebookConfig | DALLEConfig | CLIPConfig, **options) -> nn.Module:
     """Make the model that a section of a configuration describes."""
     return CLASSES[type(part)](part, **options)
 
