@@ -3,31 +3,19 @@
 Source: Ramesh et al. 2021, arXiv:2102.12092, section 2 and appendices A and B (the `12b` row).
 """
 
-import contextlib
 import dataclasses
 import json
 import math
-import types
 import typing
-from ast import literal_eval
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from minidalle.fields import Typed, between, check_range, one_of, read
 from minidalle.presets import TABLE
 
 replace = dataclasses.replace
 STAGES = ("tokenizer", "dvae", "dalle", "clip")  # of a run, in their order
-
-
-def between(default: float | None, low: float, high: float = math.inf) -> typing.Any:
-    """A number from low to high. A number without such a word beside it must be above 0."""
-    return field(default=default, metadata={"low": low, "high": high})
-
-
-def one_of(*choices: str) -> typing.Any:
-    """One of these words, the first by default."""
-    return field(default=choices[0], metadata={"choices": choices})
 
 
 @dataclass(frozen=True)
@@ -117,6 +105,35 @@ class DALLEConfig:
         """Width of the residual stream, d."""
         return self.n_heads * self.head_dim
 
+    @property
+    def caption_len(self) -> int:
+        """The most tokens of a caption."""
+        return self.text_len - 1
+
+
+@dataclass(frozen=True)
+class MiniConfig:
+    """DALL-E mini in DALLE's place (priors/mini.py); the defaults are the published mini."""
+
+    text_vocab: int = 50_264
+    text_len: int = between(64, 3)  # positions: start, text_len - 2 caption tokens, end
+    image_vocab: int = 16_384
+    spare_rows: int = 1  # of the image table and head, behind the codes; the first is the start
+    grid: int = 16
+    n_layers: int = 12  # of the encoder, and as many of the decoder
+    n_heads: int = 16
+    head_dim: int = 64
+    glu_width: int = 2730
+    caption_dropout: float = between(0.0, 0, 1)  # as DALLE's
+    residual_init: float = between(1.0, 0)  # first gain of the norms behind attention
+
+    width = DALLEConfig.width
+
+    @property
+    def caption_len(self) -> int:
+        """The most tokens of a caption."""
+        return self.text_len - 2
+
 
 @dataclass(frozen=True)
 class CLIPConfig:
@@ -174,16 +191,21 @@ class Config:
     data: DataConfig
     tokenizer: TokenizerConfig
     dvae: CodebookConfig  # of the class that `codebook` names
-    dalle: DALLEConfig
+    dalle: DALLEConfig | MiniConfig  # of the class that `prior` names
     clip: CLIPConfig
     train_dvae: TrainConfig
     train_dalle: TrainConfig
     train_clip: TrainConfig
     codebook: str = one_of("dvae", "vqgan")  # what turns images into tokens
+    prior: str = one_of("dalle", "mini")  # what predicts tokens from a caption
     seed: int = between(0, 0)
 
 
-CODEBOOKS = {"dvae": DVAEConfig, "vqgan": VQGANConfig}
+# Fields that name the class of a section: the section, and its classes by name.
+CHOICES = {
+    "codebook": ("dvae", {"dvae": DVAEConfig, "vqgan": VQGANConfig}),
+    "prior": ("dalle", {"dalle": DALLEConfig, "mini": MiniConfig}),
+}
 
 
 # ---------------------------------------------------------------- schedules
@@ -223,13 +245,6 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 # ---------------------------------------------------------------- overrides and JSON
 
 
-class Typed(str):
-    """A value as it was typed on the command line, to be read as the type of its field.
-
-    A text stays Typed in the configuration, so that it is known from one that a file held.
-    """
-
-
 def get_config(name: str, overrides: Iterable[str] = ()) -> Config:
     """Return preset `name` with overrides such as 'dalle.n_layers=2' applied.
 
@@ -240,7 +255,7 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> Config:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
     values = dataclasses.asdict(PRESETS[name])
-    for text in sorted(overrides, key=lambda text: not text.startswith("codebook=")):
+    for text in sorted(overrides, key=lambda text: text.split("=")[0] not in CHOICES):
         path, equals, value = text.partition("=")
         if not equals or path.strip() == "preset":
             raise ValueError(f"an override looks like section.field=value, got {text!r}")
@@ -252,10 +267,17 @@ def get_config(name: str, overrides: Iterable[str] = ()) -> Config:
                 known = [k for k, v in values.items() if isinstance(v, dict)]
                 raise ValueError(f"unknown section in {text!r}; choose from {', '.join(known)}")
         place[last] = Typed(value.strip())
-        if last == "codebook" and value in CODEBOOKS:  # keep of the preset what both kinds have
-            known = {f.name for f in dataclasses.fields(CODEBOOKS[value])}
-            values["dvae"] = {k: v for k, v in values["dvae"].items() if k in known}
+        if not sections:
+            _choose(values, last)
     return from_dict(values)
+
+
+def _choose(values: dict, choice: str) -> None:
+    """Where a choice of class was made, keep of its section what the chosen class has, too."""
+    section, classes = CHOICES.get(choice, ("", {}))
+    if values[choice] in classes:
+        known = {f.name for f in dataclasses.fields(classes[values[choice]])}
+        values[section] = {k: v for k, v in values[section].items() if k in known}
 
 
 def to_json(config: Config) -> str:
@@ -289,54 +311,21 @@ def _build(kind: type, values: object, path: str) -> typing.Any:
         raise ValueError(f"{name} must be an object of fields, got {values!r}")
     kinds, found = typing.get_type_hints(kind), {}
     if kind is Config:
-        kinds["dvae"] = CODEBOOKS.get(str(values.get("codebook")), DVAEConfig)
+        for choice, (section, classes) in CHOICES.items():
+            first = next(iter(classes.values()))
+            kinds[section] = classes.get(str(values.get(choice)), first)
     if unknown := [key for key in values if key not in kinds]:
         raise ValueError(f"unknown field: {name} has no {unknown[0]!r}; it has {', '.join(kinds)}")
     for f in dataclasses.fields(kind):
         if f.name in values and dataclasses.is_dataclass(kinds[f.name]):
             found[f.name] = _build(kinds[f.name], values[f.name], f"{path}{f.name}.")
         elif f.name in values:
-            found[f.name] = _read(kinds[f.name], values[f.name], path + f.name)
-            _check_range(found[f.name], f.metadata, path + f.name)
+            found[f.name] = read(kinds[f.name], values[f.name], path + f.name)
+            check_range(found[f.name], f.metadata, path + f.name)
     try:
         return kind(**found)
     except TypeError as error:  # a field without a default is missing
         raise ValueError(f"{name}: {error}") from None
-
-
-def _read(kind: type, value: object, name: str) -> object:
-    """Return a value as the type of its field; an int serves as a float, nothing else does."""
-    if isinstance(value, Typed) and kind is not str:
-        words = {"true": True, "false": False, "none": None}
-        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            value = words[v] if (v := value.lower()) in words else literal_eval(value)
-    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
-        kinds = typing.get_args(kind)
-        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
-        if len(kinds) != len(value):
-            raise ValueError(f"{name} must hold {len(kinds)} values, got {value!r}")
-        return tuple(_read(k, v, name) for k, v in zip(kinds, value, strict=True))
-    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if type(value) is int and float in allowed:
-        value = float(value) if abs(value) < 2**1023 else math.inf
-    if type(value) not in allowed and not (isinstance(value, Typed) and str in allowed):
-        raise ValueError(f"{name}={value!r} is not a valid {getattr(kind, '__name__', kind)}")
-    return value
-
-
-def _check_range(value: object, allowed: typing.Mapping, name: str) -> None:
-    """Raise ValueError where the words beside a field do not allow its value."""
-    choices = allowed.get("choices", (value,))
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is unknown; choose from {', '.join(choices)}")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    low, high = allowed.get("low", math.ulp(0)), allowed.get("high", math.inf)
-    if not low <= value or not math.isfinite(value):
-        least = f"at least {low}" if "low" in allowed else "positive"
-        raise ValueError(f"{name}={value} must be a number and {least}")
-    if value > high:
-        raise ValueError(f"{name}={value} must be at most {high}")
 
 
 def _check_sizes(c: Config) -> None:
@@ -359,7 +348,7 @@ def _check_sizes(c: Config) -> None:
         equals.append(("clip.image_size", c.clip.image_size, "data.image_size", c.data.image_size))
     least = [
         ("clip.vocab_size", c.clip.vocab_size, "tokenizer.vocab_size", c.tokenizer.vocab_size + 2),
-        ("clip.context_length", c.clip.context_length, "dalle.text_len", c.dalle.text_len + 1),
+        ("clip.context_length", c.clip.context_length, "dalle", c.dalle.caption_len + 2),
     ]
     for name, value, other, part in multiples:
         if value % part:
@@ -375,7 +364,7 @@ def _check_sizes(c: Config) -> None:
             raise ValueError(f"{name}: {t.betas=} must lie in [0, 1), {t.halve_at=} not below 0")
     if c.train_clip.accumulate > 1:  # a part would see only its own negatives
         raise ValueError(f"{c.train_clip.accumulate=} must be 1: the loss compares the whole batch")
-    if c.dalle.kernel % 2 == 0:
+    if getattr(c.dalle, "kernel", 1) % 2 == 0:
         raise ValueError(f"dalle.kernel={c.dalle.kernel} must be odd")
 
 
@@ -383,7 +372,11 @@ def _preset(name: str) -> dict:
     """Return the fields of a preset, those of its base included, as nested dicts."""
     base, changes = TABLE[name]
     values = _preset(base) if base else {}
-    return {k: values.get(k, {}) | changes.get(k, {}) for k in {**values, **changes}}
+    for choice in CHOICES.keys() & changes:
+        values[choice] = changes[choice]
+        _choose(values, choice)
+    sections = {k: values.get(k, {}) | new for k, new in changes.items() if k not in CHOICES}
+    return values | sections
 
 
 PRESETS = {name: from_dict(_preset(name) | {"preset": name}) for name in TABLE}

@@ -41,7 +41,7 @@ class DALLE(nn.Module):
         if not self.text_start.is_meta:
             init_weights(self, seed)
         # What every prior tells the code that samples from it:
-        self.caption_len, self.text_vocab = c.text_len - 1, c.text_vocab
+        self.caption_len, self.text_vocab = c.caption_len, c.text_vocab
         self.grid, self.image_vocab = c.grid, c.image_vocab
 
     def null_text(self, n: int) -> Tensor:

@@ -20,16 +20,23 @@ from minidalle.config import (
     Config,
     DALLEConfig,
     DVAEConfig,
+    MiniConfig,
     VQGANConfig,
     from_json,
 )  # fmt: skip
 from minidalle.dalle import DALLE
 from minidalle.dvae import DiscreteVAE, Encoder
 from minidalle.files import CheckpointError, digest, load_tensors, read_metadata
+from minidalle.priors.mini import DecoderBlock, EncoderBlock, Mini
 from minidalle.tokenizer import BPETokenizer
 from minidalle.transformer import Block
 
-CLASSES = {DVAEConfig: DiscreteVAE, VQGANConfig: VQGAN, DALLEConfig: DALLE, CLIPConfig: CLIP}
+CLASSES = {
+    DVAEConfig: DiscreteVAE, VQGANConfig: VQGAN,
+    DALLEConfig: DALLE, MiniConfig: Mini,
+    CLIPConfig: CLIP,
+}  # fmt: skip
+FUSED = (Block, ResidualAttentionBlock, Encoder, EncoderBlock, DecoderBlock)
 
 
 class MissingStage(ValueError):
@@ -41,7 +48,7 @@ def product(stage: str) -> str:
     return "tokenizer.json" if stage == "tokenizer" else "model.safetensors"
 
 
-def make(part: CodebookConfig | DALLEConfig | CLIPConfig, **options) -> nn.Module:
+def make(part: CodebookConfig | DALLEConfig | MiniConfig | CLIPConfig, **options) -> nn.Module:
     """Make the model that a section of a configuration describes."""
     return CLASSES[type(part)](part, **options)
 
@@ -67,7 +74,7 @@ def fuse(model: nn.Module) -> None:
     allow_kernels()
     masks_are_constants()
     for part in model.modules():
-        if isinstance(part, (Block, ResidualAttentionBlock, Encoder)):
+        if isinstance(part, FUSED):
             part.compile(dynamic=False)
     if isinstance(model, DiscreteVAE):  # its decoder is entered behind the first convolution
         model.decode_vectors = torch.compile(model.decode_vectors, dynamic=False)

@@ -45,6 +45,19 @@ SMALL = dict(
     train_clip=dict(batch_size=1024),
 )
 
+# mini, mega: DALL-E mini at the published sizes. Not trained here.
+MINI = dict(
+    codebook="vqgan", prior="mini",
+    tokenizer=dict(vocab_size=50_264), dvae=dict(n_pools=4, vocab_size=16_384, signed=False),
+    dalle=dict(text_vocab=50_264, text_len=64, image_vocab=16_384, grid=16, n_layers=12,
+               n_heads=16),
+    clip=dict(vocab_size=50_266),
+)
+MEGA = dict(
+    tokenizer=dict(vocab_size=50_272), clip=dict(vocab_size=50_274),
+    dalle=dict(text_vocab=50_272, spare_rows=32, n_layers=24, n_heads=32, glu_width=4096),
+)
+
 # mnist: `minidalle dvae --preset mnist` and the verbs after it; one thread; the dVAE took 530 s:
 # 24.7 dB, 136 codes. The prior and CLIP were not trained to the end.
 MNIST = dict(
@@ -87,6 +100,9 @@ TOY = dict(
         lookalikes=0.7, rebuilt=0.7),
 )
 
+# mini_toy: toy's tokenizer and dVAE; benchmarks/relatives.py measures it beside toy.
+MINI_TOY = dict(prior="mini", dalle=dict(text_len=26, n_layers=3, glu_width=336))
+
 # cifar: as mnist; the dVAE took 643 s: 22.7 dB, 386 codes. The rest was not trained: overnight on
 # a CPU, or minutes on a GPU.
 CIFAR = dict(
@@ -100,7 +116,10 @@ TABLE = {  # name: base, changes
     "toy": ("mnist", TOY),
     "mnist": (None, MNIST),
     "cifar": ("mnist", CIFAR),
+    "mini_toy": ("toy", MINI_TOY),
     "small": ("base", SMALL),
+    "mini": ("base", MINI),
+    "mega": ("mini", MEGA),
     "base": ("12b", BASE),
     "12b": (None, PAPER),
 }

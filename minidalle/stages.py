@@ -194,7 +194,7 @@ def _dalle_callbacks(config: Config, test_set, batch, team, tokenizer, dvae) -> 
         return dict(found)
 
     def sheet(model: DALLE, path: Path) -> None:
-        text = tokenizer.encode_batch(captions, config.dalle.text_len - 1)
+        text = tokenizer.encode_batch(captions, config.dalle.caption_len)
         generator = torch.Generator().manual_seed(0)
         images = dvae.decode(sample(model, text, len(captions), generator=generator))
         notes = [[""]] * len(captions)

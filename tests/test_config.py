@@ -10,7 +10,8 @@ from minidalle.config import PRESETS, from_dict, get_config
 
 
 def test_every_preset_fits_together():
-    assert list(PRESETS) == ["toy", "mnist", "cifar", "small", "base", "12b"]
+    names = ["toy", "mnist", "cifar", "mini_toy", "small", "mini", "mega", "base", "12b"]
+    assert list(PRESETS) == names
     for config in PRESETS.values():
         assert from_dict(dataclasses.asdict(config)) == config
 

@@ -1,6 +1,6 @@
 """Batches from any data set but streams: a pure function of (seed, update) for any number of ranks.
 
-B this rank's part of a batch, S side in pixels, L text_len - 1 caption tokens, G grid.
+B this rank's part of a batch, S side in pixels, L caption tokens, G grid.
 Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.2 and appendices A.2 and B.2.
 """
 
@@ -99,7 +99,7 @@ def batches(
         warnings.warn(cut)
 
     def encode_text(captions: list[str], step: int) -> Tensor:
-        length = config.dalle.text_len - 1
+        length = config.dalle.caption_len
         if not dropout:
             return tokenizer.encode_batch(captions, length)  # (B, L)
         rows = [
@@ -136,13 +136,13 @@ def cut_captions(dataset: Captioned | Stream, tokenizer, config: Config) -> str:
         for i in sorted({i for start in starts for i in range(start, start + n)}):
             with contextlib.suppress(Unusable):
                 texts.append(dataset.caption(i))
-    length = config.dalle.text_len - 1
+    length = config.dalle.caption_len
     about = "" if tokenizer else "about "
     tokenizer = tokenizer or BPETokenizer.train(texts, config.tokenizer.vocab_size)
     n = int((tokenizer.encode_batch(texts, length + 1)[:, -1] != PAD).sum())
     verb = "is" if n == 1 else "are"
     which = f"{about}{n} of {len(texts)} captions {verb} longer than {length} tokens"
-    return f"{which} (dalle.text_len - 1) and {verb} cut" if n else ""
+    return f"{which} (dalle.text_len) and {verb} cut" if n else ""
 
 
 Reader = Callable[[int], Iterator[tuple[Tensor, list[str]]]]  # start -> (images, captions), …

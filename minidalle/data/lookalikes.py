@@ -88,7 +88,7 @@ def batches(
     of the images a share config.train_clip.rebuilt comes from the dVAE, as all candidates will.
     Yields "images" (B, 3, S, S) in [0, 1], "text" (B, L) and "fits" (B, B) for CLIP.loss.
     """
-    train, length = config.train_clip, config.dalle.text_len - 1
+    train, length = config.train_clip, config.dalle.caption_len
     n = len(dataset)
     captions = [dataset.caption(i) for i in range(n)]
     attributes = [dataset.attributes(i) for i in range(n)]

@@ -239,8 +239,10 @@ def train_stage(
     compress as the paper does, see powersgd.compress. bfloat16_weights: of the blocks, rounded
     stochastically by update_in_backward.
     An update sees the batch that one process would see. Returns the last metrics, on every
-    process. Raises ValueError where the batch does not divide, or an option needs DALLE.
+    process. Raises ValueError where the batch does not divide, or something needs DALLE.
     """
+    if stage == "dalle" and config.prior != "dalle":
+        raise ValueError(f"several processes train prior=dalle only, got prior={config.prior}")
     training = getattr(config, f"train_{stage}")
     _check_options(
         stage, compress, update_in_backward, float16, training.compile, fixed_q, bfloat16_weights,

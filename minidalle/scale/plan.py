@@ -95,8 +95,10 @@ def plan(
     """Work out training the prior of `config` on `gpus` GPUs of one kind, per_node to a machine.
 
     batch: pairs per update over all GPUs; None is the configuration's.
-    Raises ValueError where numbers do not divide, or the GPU is unknown.
+    Raises ValueError where numbers do not divide, the GPU is unknown, or the prior is not DALLE.
     """
+    if config.prior != "dalle":
+        raise ValueError(f"the planner counts prior=dalle only, got prior={config.prior}")
     batch = config.train_dalle.batch_size if batch is None else batch
     per_node = min(per_node, gpus)
     if gpu not in GPUS:

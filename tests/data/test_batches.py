@@ -354,7 +354,7 @@ def test_captions_that_are_cut_are_counted_and_said():
     dataset = red_images(30)
     dataset.captions[3:5] = ["x" * 32, "x" * 31]  # text_len is 32: one place is start-of-text
     line = data.cut_captions(dataset, Letters(), config_for())
-    assert line == "1 of 30 captions is longer than 31 tokens (dalle.text_len - 1) and is cut"
+    assert line == "1 of 30 captions is longer than 31 tokens (dalle.text_len) and is cut"
     with pytest.warns(UserWarning, match="1 of 30 captions is longer than 31"):
         make(dataset, "dalle")
     with warnings.catch_warnings():

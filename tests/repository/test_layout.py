@@ -15,7 +15,7 @@ FILES = {
 
 # The street from top to bottom: a file imports files above it in this list, never below.
 STREET = (
-    "presets", "config", "tokenizer", "attention.masks", "attention.dense", "attention",
+    "presets", "fields", "config", "tokenizer", "attention.masks", "attention.dense", "attention",
     "dvae", "clip",
     "transformer", "cache", "dalle", "train", "models", "generate", "stages",
 )  # fmt: skip
@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "training": {"config", "files"},
     "evaluation": {"street", "data", "plot", "files", "training"},
     "codebooks": {"config"},
-    "priors": {"config", "transformer", "attention"},
+    "priors": {"config", "tokenizer", "transformer", "attention"},
     "published": {"config", "files", "tokenizer", "dvae", "clip", "dalle", "transformer"},
     "plot": {"files"},
     "notebook": {"street"},
@@ -159,5 +159,5 @@ def test_files_street_and_package_stay_small():
     sizes = {name: lines(path) for name, path in FILES.items()}
     assert {n: s for n, s in sizes.items() if s > 400} == {}
     on = ["minidalle." + name for name in STREET if f"minidalle.{name}" in sizes]
-    assert sum(sizes[n] for n in on) <= 3010
-    assert sum(sizes.values()) <= 12_300
+    assert sum(sizes[n] for n in on) <= 3100
+    assert sum(sizes.values()) <= 12_600

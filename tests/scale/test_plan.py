@@ -23,13 +23,18 @@ from minidalle.scale.plan import (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [name for name, c in PRESETS.items() if c.prior == "dalle"])
 @pytest.mark.parametrize("options", [[], ["--gpus", "4"]])
 def test_plan_answers_for_every_preset(preset, options, capsys):
     assert main(["plan", "--preset", preset, *options]) == 0
     text = capsys.readouterr().out
     for word in ("parameters", "memory per GPU, GiB", "one update, s", "sampling on one GPU"):
         assert word in text
+
+
+def test_plan_refuses_a_prior_that_it_cannot_count(capsys):
+    assert main(["plan", "--preset", "mini"]) == 2
+    assert "got prior=mini" in capsys.readouterr().err
 
 
 def test_plan_of_the_paper_names_days_and_memory():

@@ -1,0 +1,63 @@
+"""What stands beside a field of a configuration: its range, its words; and values read as typed.
+
+Source: this project.
+"""
+
+import contextlib
+import math
+import types
+import typing
+from ast import literal_eval
+from dataclasses import field
+
+
+def between(default: float | None, low: float, high: float = math.inf) -> typing.Any:
+    """A number from low to high. A number without such a word beside it must be above 0."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def one_of(*choices: str) -> typing.Any:
+    """One of these words, the first by default."""
+    return field(default=choices[0], metadata={"choices": choices})
+
+
+class Typed(str):
+    """A value as it was typed on the command line, to be read as the type of its field.
+
+    A text stays Typed in the configuration, so that it is known from one that a file held.
+    """
+
+
+def read(kind: type, value: object, name: str) -> object:
+    """Return a value as the type of its field; an int serves as a float, nothing else does."""
+    if isinstance(value, Typed) and kind is not str:
+        words = {"true": True, "false": False, "none": None}
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            value = words[v] if (v := value.lower()) in words else literal_eval(value)
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        kinds = typing.get_args(kind)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        if len(kinds) != len(value):
+            raise ValueError(f"{name} must hold {len(kinds)} values, got {value!r}")
+        return tuple(read(k, v, name) for k, v in zip(kinds, value, strict=True))
+    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(value) is int and float in allowed:
+        value = float(value) if abs(value) < 2**1023 else math.inf
+    if type(value) not in allowed and not (isinstance(value, Typed) and str in allowed):
+        raise ValueError(f"{name}={value!r} is not a valid {getattr(kind, '__name__', kind)}")
+    return value
+
+
+def check_range(value: object, allowed: typing.Mapping, name: str) -> None:
+    """Raise ValueError where the words beside a field do not allow its value."""
+    choices = allowed.get("choices", (value,))
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown; choose from {', '.join(choices)}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    low, high = allowed.get("low", math.ulp(0)), allowed.get("high", math.inf)
+    if not low <= value or not math.isfinite(value):
+        least = f"at least {low}" if "low" in allowed else "positive"
+        raise ValueError(f"{name}={value} must be a number and {least}")
+    if value > high:
+        raise ValueError(f"{name}={value} must be at most {high}")
