@@ -312,7 +312,8 @@ def gpu_table(config: Config | None, gib: float) -> str:
         raise ValueError(f"a GPU has a positive number of GB, got {gib}")
     lines = [f"on a GPU of {gib:g} GB:  (batch 0: does not fit; 'least' is GiB for a batch of 1)"]
     lines.append(f"{'preset':<8}{'what':<14}{'batch':>6}{'least':>9}  how")
-    for c in PRESETS.values() if config is None else [config]:
+    every = [c for c in PRESETS.values() if c.prior == "dalle"]
+    for c in every if config is None else [config]:
         others = [fit_other(c, stage, gib) for stage in ("dvae", "clip")]
         for f in (*others, fit_prior(c, gib), fit_sampling(c, gib)):
             lines.append(f"{c.preset:<8}{f.stage:<14}{f.size:>6}{f.least:>9.2f}  {f.how}")
