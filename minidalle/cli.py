@@ -128,7 +128,7 @@ def _add_special(verbs: dict[str, argparse.ArgumentParser]) -> None:
     plan = verbs["plan"]
     plan.add_argument("--gpus", type=int, default=1)
     plan.add_argument("--batch", type=int, help="sequences per update (default the preset's)")
-    plan.add_argument("--card", type=float, metavar="GB", help="what fits on one GPU of this size")
+    plan.add_argument("--gpu", default="h200", help="their kind (default h200)")
     plan.add_argument("--price", type=float, metavar="DOLLARS", help="of one GPU for an hour")
     plan.add_argument("--grid", type=float, metavar="GRAMS", help="of CO2 that a kWh costs")
     for verb, sub in verbs.items():
@@ -350,13 +350,8 @@ def run_plan(args: argparse.Namespace) -> None:
     """Print what a preset needs."""
     from minidalle.scale import plan
 
-    config = _config(args)
-    if args.card is not None:
-        named = any(word.startswith("--preset") for word in sys.argv)  # else: every preset
-        print(plan.gpu_table(config if named else None, args.card))
-    else:
-        made = plan.plan(config, gpus=args.gpus, batch=args.batch)
-        print(plan.table(made, args.price, args.grid))
+    made = plan.plan(_config(args), gpus=args.gpus, batch=args.batch, gpu=args.gpu)
+    print(plan.table(made, args.price, args.grid))
 
 
 def run_demo(args: argparse.Namespace) -> None:

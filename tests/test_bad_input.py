@@ -440,8 +440,7 @@ plan --gpus 0
 plan --gpus -1
 plan --batch 0
 plan --batch -5
-plan --card 0
-plan --card -1
+plan --gpu abacus
 demo --preset cifar
 demo --preset tiny
 """

@@ -132,7 +132,7 @@ def _moments(
     again = kept if c.checkpointing else 0
     logits = batch * ((c.text_len - 1) * c.text_vocab + c.grid**2 * c.image_vocab)
     # 2. What a sharded model gathers, and gradients that are not yet reduced.
-    share, rest, heads, gathered, one = total * scheme.gradients // slices, 0, 0, {}, {}
+    own, rest, heads, gathered, one = total * scheme.gradients // slices, 0, 0, {}, {}
     if slices > 1 or not scheme.gradients:
         width = 2 if precision == "bfloat16" else scheme.weights  # of a gathered weight
         rest, heads = 4 * (total - counts["blocks"]), 4 * counts["heads"]
@@ -140,11 +140,11 @@ def _moments(
         gathered = {"embeddings, heads, gathered": rest, "gathered blocks": blocks}
         one = {"gradient of one block": block * (width + 4)}
     # 3. The moments: at the logits, in the last block, in the first, at the embeddings ...
-    embeddings = {"activations": 2 * stream, "gradients": share + rest + rest // slices}
+    embeddings = {"activations": 2 * stream, "gradients": own + rest + rest // slices}
     moments = [
         gathered | {"activations": stored, "logits": logits * PER_LOGIT[precision]},
         gathered | one | {"activations": stored + again + passing, "gradients": heads},
-        gathered | one | {"activations": stream + kept + passing, "gradients": share + heads},
+        gathered | one | {"activations": stream + kept + passing, "gradients": own + heads},
         embeddings,
     ]
     # ... when an update in the backward pass moves a block; or in the optimiser's step.
@@ -154,13 +154,8 @@ def _moments(
         moving = {"gradients": heads, "optimiser at work": AT_WORK * 4 * d * d // slices}
         moments.append({"embeddings, heads, gathered": rest} | flat | moving)
     elif scheme.moments:
-        moments.append({"gradients": share, "optimiser at work": total * 4 // slices})
+        moments.append({"gradients": own, "optimiser at work": total * 4 // slices})
     return moments
-
-
-def image_slots(c: DALLEConfig, kind: str) -> int:
-    """Return how many image states a layer's cache must keep for one candidate."""
-    return layout(kind, c.grid, c.kernel, torch.device("cpu")).slots
 
 
 def sampling_bytes(c: DALLEConfig, candidates: int, width: int = 2) -> dict[str, int]:
@@ -169,7 +164,8 @@ def sampling_bytes(c: DALLEConfig, candidates: int, width: int = 2) -> dict[str,
     width: bytes per number, 2 for bfloat16. The windowed cache keeps what the masks still reach,
     and the caption's keys and values once for all candidates.
     """
-    slots = sum(image_slots(c, kind) for kind in layer_kinds(c.n_layers))
+    cpu = torch.device("cpu")
+    slots = sum(layout(kind, c.grid, c.kernel, cpu).slots for kind in layer_kinds(c.n_layers))
     logits = c.image_vocab * 4 * 3  # float32 logits, probabilities and their running sum
     return {
         "weights": sum(parameters(c).values()) * width,

@@ -4,22 +4,16 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.4 and appendix E; the GP
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import NamedTuple
 
-import torch
-
-from minidalle import models
-from minidalle.config import PRESETS, CLIPConfig, Config, DVAEConfig
+from minidalle.config import Config
 from minidalle.scale import arithmetic
 from minidalle.scale.arithmetic import SCHEMES
 from minidalle.scale.powersgd import paper_rank, saving
 
 GIB = 2**30
 USABLE = 0.96 * GIB  # bytes of a GPU's GiB: the driver and the allocator take the rest
-MOST = 4096  # no larger batch is asked for
 PAPER_UPDATES = 430_000
 
 
@@ -51,7 +45,7 @@ class Plan:
     name: str  # of the kind of GPU
     per_node: int
     utilisation: float  # the model's operations per second over the GPU's peak
-    parts: int = 1  # in which a GPU computes its share of the batch
+    parts: int = 1  # in which a GPU computes its pairs of the batch
 
     @property
     def gpu(self) -> GPU:
@@ -108,8 +102,8 @@ def plan(
             f"batch={batch} must divide among gpus={gpus}, and those into nodes of {per_node}"
         )
     made = Plan(config, gpus, batch, gpu, per_node, utilisation)
-    share = batch // gpus
-    for parts in (n for n in range(1, share + 1) if share % n == 0):  # the fewest that fit
+    pairs = batch // gpus
+    for parts in (n for n in range(1, pairs + 1) if pairs % n == 0):  # the fewest that fit
         made = replace(made, parts=parts)
         if made.fits:
             break
@@ -124,7 +118,7 @@ def prior_bytes(config: Config, batch: int, slices: int = 1, scheme=SCHEMES[0]) 
 
 def advice(p: Plan) -> list[str]:
     """What to change where it does not fit, and what to mind where it does."""
-    c, share, lines = p.config.dalle, p.batch // p.gpus, []
+    c, pairs, lines = p.config.dalle, p.batch // p.gpus, []
     if p.fits and p.parts > 1:
         lines.append(f"accumulate: train_dalle.accumulate={p.parts}")
     if not p.fits:
@@ -132,10 +126,10 @@ def advice(p: Plan) -> list[str]:
             lines.append("recompute activations: dalle.checkpointing=true")
         if p.per_node < 8:
             lines.append(f"more GPUs per machine: weights and moments divide by {p.per_node} now")
-        for scheme, n in ((scheme, n) for scheme in SCHEMES[1:] for n in (share, 1)):
+        for scheme, n in ((scheme, n) for scheme in SCHEMES[1:] for n in (pairs, 1)):
             need = sum(prior_bytes(p.config, n, p.per_node, scheme).values())
             if need <= p.gpu.memory * USABLE:  # such an update has no parts
-                lines.append(f"{scheme.name}: {need / GIB:.1f} GiB with {n} of {share} pairs")
+                lines.append(f"{scheme.name}: {need / GIB:.1f} GiB with {n} of {pairs} pairs")
                 break
         else:
             lines.append("no scheme fits this GPU: fewer layers or heads, or a larger GPU")
@@ -211,110 +205,19 @@ def _short(n: float) -> str:
     return f"{n:,.0f}" if n >= 100 else f"{n:.3g}"
 
 
+def sampled_at_once(p: Plan) -> int:
+    """Return how many images of one caption a GPU draws at once, weights in bfloat16."""
+    one, two = (sum(arithmetic.sampling_bytes(p.config.dalle, n).values()) for n in (1, 2))
+    return max(0, int((p.gpu.memory * USABLE - one) // (two - one)) + 1)
+
+
 def _sampling_rows(p: Plan) -> list[tuple]:
     """How many images of one caption a GPU draws at once; 512 is the paper's number."""
-    c, fit = p.config.dalle, fit_sampling(p.config, p.gpu.memory)
-    if not fit.batch:
-        return [(f"sampling needs {fit.least:.1f} GiB for one image: DOES NOT FIT",)]
-    two, one = (sum(arithmetic.sampling_bytes(c, n).values()) for n in (2, 1))
+    c, n = p.config.dalle, sampled_at_once(p)
+    one, two = (sum(arithmetic.sampling_bytes(c, n).values()) / GIB for n in (1, 2))
+    if not n:
+        return [(f"sampling needs {one:.1f} GiB for one image: DOES NOT FIT",)]
     full = f"(a cache of every state: {arithmetic.full_cache_bytes(c, 1) / GIB:.3f})"
-    batches = f"{fit.size} images of one caption at once, 512 in {-(-512 // fit.batch)} batches"
-    each = ("each image, GiB", f"{(two - one) / GIB:.3f}", full)
+    batches = f"{n:,} images of one caption at once, 512 in {-(-512 // n)} batches"
+    each = ("each image, GiB", f"{two - one:.3f}", full)
     return [(f"sampling on one GPU, bfloat16: {batches}",), each]
-
-
-# ---------------------------------------------------------------- one GPU, every stage
-
-
-class Fit(NamedTuple):
-    """What one stage does on one GPU: the largest batch, and how."""
-
-    stage: str
-    how: str
-    batch: int  # 0: does not fit
-    least: float  # GiB for a batch of one
-
-    @property
-    def size(self) -> str:
-        """The batch as it is printed."""
-        return f"{self.batch}{'+' if self.batch == MOST else ''}"
-
-
-def _fit(stage: str, how: str, gib: float, need: Callable[[int], float]) -> Fit:
-    """Find the largest batch, up to MOST, whose bytes fit."""
-    low, high = 0, MOST + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if need(middle) <= gib * USABLE else (low, middle)
-    return Fit(stage, how, low, need(1) / GIB)
-
-
-def fit_sampling(config: Config, gib: float) -> Fit:
-    """Return how many images of one caption are drawn at once."""
-    c, how = config.dalle, "bfloat16, windowed cache, one caption"
-    return _fit("sample", how, gib, lambda n: sum(arithmetic.sampling_bytes(c, n).values()))
-
-
-def fit_prior(config: Config, gib: float) -> Fit:
-    """Return the first way to train the prior that fits, else the one that takes least."""
-    fits = []
-    for scheme in SCHEMES:
-        for checkpointing in (False, True):
-            c = replace(config, dalle=replace(config.dalle, checkpointing=checkpointing))
-            how = scheme.name + (", checkpointing" if checkpointing else "")
-
-            def need(n: int, c=c, scheme=scheme) -> int:
-                return sum(prior_bytes(c, n, 1, scheme).values())
-
-            fits.append(_fit("train dalle", how, gib, need))
-    return next((fit for fit in fits if fit.batch), min(fits, key=lambda fit: fit.least))
-
-
-def fit_other(config: Config, stage: str, gib: float) -> Fit:
-    """Return how the dVAE or CLIP trains."""
-    weights, example = activations(getattr(config, stage))
-    # Per parameter: weight, gradient, two moments, average, bfloat16 copy. 1.5: passing gradients.
-    how = "float32 AdamW, bfloat16 compute"
-    return _fit(f"train {stage}", how, gib, lambda n: 22 * weights + 1.5 * n * example)
-
-
-@lru_cache
-def activations(c: DVAEConfig | CLIPConfig) -> tuple[int, int]:
-    """Return the parameters of a dVAE or CLIP and the bytes that one more example keeps.
-
-    Measured in bfloat16 on fake tensors, which have a shape but no data.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    sizes = []
-    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16):
-        model = models.CLASSES[type(c)](c)
-        own = {p.untyped_storage()._cdata for p in model.parameters()}
-        for n in (2, 3):
-            kept, images = [], torch.zeros(n, 3, c.image_size, c.image_size)
-            with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda t: t):
-                if isinstance(c, DVAEConfig):
-                    model.loss({"images": images}, 0)
-                else:
-                    text = torch.zeros(n, c.context_length, c.text_width, requires_grad=True)
-                    model.visual(images), model.transformer(text)
-            storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
-            sizes.append(sum(n for storage, n in storages.items() if storage not in own))
-    return sum(p.numel() for p in model.parameters()), sizes[1] - sizes[0]
-
-
-def gpu_table(config: Config | None, gib: float) -> str:
-    """Return what fits on one GPU of `gib` GiB as text; config None shows every preset.
-
-    Raises ValueError where gib is not positive.
-    """
-    if gib <= 0:
-        raise ValueError(f"a GPU has a positive number of GB, got {gib}")
-    lines = [f"on a GPU of {gib:g} GB:  (batch 0: does not fit; 'least' is GiB for a batch of 1)"]
-    lines.append(f"{'preset':<8}{'what':<14}{'batch':>6}{'least':>9}  how")
-    every = [c for c in PRESETS.values() if c.prior == "dalle"]
-    for c in every if config is None else [config]:
-        others = [fit_other(c, stage, gib) for stage in ("dvae", "clip")]
-        for f in (*others, fit_prior(c, gib), fit_sampling(c, gib)):
-            lines.append(f"{c.preset:<8}{f.stage:<14}{f.size:>6}{f.least:>9.2f}  {f.how}")
-    return "\n".join(lines)

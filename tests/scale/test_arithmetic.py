@@ -9,7 +9,6 @@ from helpers.tiny_prior import TINY, batch
 from torch.utils.flop_counter import FlopCounterMode
 
 from minidalle import attention
-from minidalle.attention import layer_mask
 from minidalle.config import PRESETS, get_config
 from minidalle.dalle import DALLE
 from minidalle.scale import arithmetic, powersgd
@@ -95,15 +94,6 @@ def test_the_paper_fits_one_large_gpu_only_with_updates_in_the_backward_pass():
     ]
     assert need[0] > memory > need[1] > need[2]
     assert need[1] == pytest.approx((93.0 + 16 * 0.82) * GIB, rel=0.2)  # scale.md section 6
-
-
-def test_a_cache_keeps_as_many_states_as_the_mask_reaches_back():
-    for c in (TINY, get_config("small").dalle):
-        for kind in ("row", "conv"):
-            seen = layer_mask(kind, c.text_len, c.grid, c.kernel)[c.text_len :, c.text_len :]
-            query, key = seen.nonzero().unbind(1)
-            assert arithmetic.image_slots(c, kind) == (query - key).max() + 1
-        assert arithmetic.image_slots(c, "column") == c.grid**2  # the first row is seen to the end
 
 
 def test_sampling_at_twelve_billion_shares_the_caption():

@@ -4,23 +4,14 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from minidalle.cli import main
 from minidalle.config import PRESETS, get_config
-from minidalle.dvae import DiscreteVAE
-from minidalle.scale.plan import (
-    activations,
-    advice,
-    fit_prior,
-    fit_sampling,
-    gpu_table,
-    plan,
-    table,
-)  # fmt: skip
+from minidalle.scale import arithmetic
+from minidalle.scale.plan import advice, plan, sampled_at_once, table
 
 
 @pytest.mark.parametrize("preset", [name for name, c in PRESETS.items() if c.prior == "dalle"])
@@ -98,25 +89,14 @@ def test_fake_tensors_in_the_real_model_agree_with_the_arithmetic(checkpointing)
     assert found["operations"] == found["counted"]
 
 
-def test_eight_gigabytes_train_small_and_only_sample_from_base():
-    small, base, big = (get_config(name) for name in ("small", "base", "12b"))
-    assert fit_prior(small, 8).batch > 0
-    assert fit_prior(base, 8).batch == 0 < fit_sampling(base, 8).batch
-    assert fit_prior(big, 8).batch == fit_sampling(big, 8).batch == 0
-    assert 70 < fit_prior(big, 8).least < 80  # the best of all schemes, for one pair
-
-
-def test_the_table_of_one_gpu_has_every_stage():
-    text = gpu_table(get_config("toy"), 8)
-    for stage in ("train dvae", "train clip", "train dalle", "sample"):
-        assert stage in text
-    with pytest.raises(ValueError, match="-1"):
-        gpu_table(None, -1)
-
-
-def test_what_a_dvae_keeps_grows_with_the_area_of_its_images():
-    c = get_config("toy").dvae
-    weights, example = activations(c)
-    assert weights == sum(p.numel() for p in DiscreteVAE(c).parameters())
-    _, larger = activations(replace(c, image_size=64))
-    assert larger == pytest.approx(4 * example, rel=0.01)
+def test_a_small_gpu_trains_small_and_only_samples_from_base():
+    small, base, big = (
+        plan(get_config(name), gpus=1, batch=1, gpu="rtx3060") for name in ("small", "base", "12b")
+    )
+    assert small.fits and not base.fits and not big.fits
+    assert sampled_at_once(small) > sampled_at_once(base) > 0 == sampled_at_once(big)
+    c, memory = base.config.dalle, 11.6 * 0.96 * 2**30
+    one_more = (sampled_at_once(base), sampled_at_once(base) + 1)
+    fits, does_not = (sum(arithmetic.sampling_bytes(c, n).values()) for n in one_more)
+    assert fits <= memory < does_not
+    assert "sampling needs 23" in table(big) and "DOES NOT FIT" in table(big)
