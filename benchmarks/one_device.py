@@ -20,11 +20,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from minidalle.attention.flex import allow_kernels
+from minidalle.compiled import allow_kernels, fuse
 from minidalle.config import Config, DALLEConfig, get_config, learning_rate
 from minidalle.dalle import DALLE
 from minidalle.generate import sample
-from minidalle.models import fuse
+from minidalle.models import BLOCKS
 from minidalle.scale import arithmetic, launch, memory, sharding
 from minidalle.scale.plan import GIB, GPUS
 from minidalle.tokenizer import PAD
@@ -122,7 +122,7 @@ class Training:
         with torch.device("meta"):
             self.model = DALLE(config.dalle)
         if fused:
-            fuse(self.model)
+            fuse(self.model, BLOCKS)
         sharding.shard(self.model, sharding.make_mesh(device)["shard"], "bfloat16")
         (sharding.fill if own_draws else draw_weights)(self.model, device)
         self.config, self.device = replace(config.train_dalle, compile=fused), device

@@ -6,7 +6,6 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, appendix B.1 (what the masks reach
 arXiv:1911.02150, section 2.4 (what decoding costs).
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -109,35 +108,3 @@ def step_layer(block: Block, cache: LayerCache, home: Tensor, hidden: Tensor, x:
     seen = cache.attend(home, hidden, q, k, v)
     x = x + a.out(seen.transpose(1, 2).reshape(len(x), -1))
     return x + block.mlp(x)
-
-
-@lru_cache(maxsize=1)
-def compiled_step_layer() -> Callable[..., Tensor]:
-    from minidalle.attention.flex import allow_kernels  # imports half of torch.compile
-
-    # The last option lets a product with a single query become one fused sum: on a GPU such a
-    # matrix product wastes most of the memory's speed.
-    allow_kernels()
-    return torch.compile(step_layer, dynamic=False, options={"coordinate_descent_tuning": True})
-
-
-class Graph:
-    """A step of decoding as one CUDA graph: the GPU repeats its kernels without Python."""
-
-    def __init__(self, step: Callable[[Tensor], Tensor], token: Tensor):
-        self.token = token.clone()
-        here, aside = torch.cuda.current_stream(token.device), torch.cuda.Stream(token.device)
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
-            step(self.token)  # kernels are loaded and compiled before the recording
-        here.wait_stream(aside)
-        self.graph = torch.cuda.CUDAGraph()
-        # Threads that save checkpoints or talk to other GPUs may go on meanwhile.
-        with torch.cuda.graph(self.graph, stream=aside, capture_error_mode="thread_local"):
-            self.logits = step(self.token)
-
-    def __call__(self, token: Tensor) -> Tensor:
-        """Run the step on another token; the same memory takes every result."""
-        self.token.copy_(token)
-        self.graph.replay()
-        return self.logits.clone()

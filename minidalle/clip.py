@@ -42,11 +42,11 @@ class Attention(nn.Module):
         B, T, D = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, T, 3D)
         q, k, v = qkv.view(B, T, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D/H)
-        x = attend(q, k, v, causal)
+        x = self_attention(q, k, v, causal)
         return self.out_proj(x.transpose(1, 2).reshape(B, T, D))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+def self_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """Attend to all states, or where `causal` to those before; (B, H, T, D/H) each."""
     if q.device.type != "cpu" or q.dtype == torch.float32:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
@@ -81,8 +81,6 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int, n_layers: int, n_heads: int, causal: bool):
         super().__init__()
-        if width % n_heads:
-            raise ValueError(f"{width=} is not a multiple of {n_heads=}")
         self.causal = causal
         self.resblocks = nn.ModuleList(
             ResidualAttentionBlock(width, n_heads) for _ in range(n_layers)
@@ -99,11 +97,6 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
-        if config.image_size % config.patch_size:
-            raise ValueError(
-                f"clip.image_size={config.image_size} is not a multiple of "
-                f"clip.patch_size={config.patch_size}"
-            )
         width, patch = config.vision_width, config.patch_size
         n_tokens = (config.image_size // patch) ** 2 + 1
         self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
@@ -232,13 +225,9 @@ class CLIP(nn.Module):
         }
 
     @torch.no_grad()
-    def clamp_temperature(self) -> None:
-        """Keep the logit scale at 100 or below (section 2.5), where training stays stable."""
-        self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-
     def after_update(self) -> None:
-        """What the trainer calls after each optimiser step."""
-        self.clamp_temperature()
+        """Keep the logit scale at 100 or below (section 2.5); the trainer calls it each update."""
+        self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
 
 def keep_local(features: Tensor) -> tuple[Tensor, int]:

@@ -175,7 +175,7 @@ class TrainConfig:
     lookalikes: float = between(0.0, 0, 1)  # CLIP: batches whose captions differ in one attribute
     rebuilt: float = between(0.0, 0, 1)  # CLIP: images that come from the dVAE
     accumulate: int = 1  # parts a batch is split into
-    precision: str = one_of("float32", "bfloat16", "auto")  # see train.autocast
+    precision: str = one_of("float32", "bfloat16", "auto")  # see training.run.autocast
     compile: bool = False  # torch.compile fuses the blocks: for a GPU, no gain on a CPU
     log_every: int = 50
     eval_every: int = 500

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from minidalle import cache
 from minidalle.attention import attend
+from minidalle.compiled import Graph, compile_step
 from minidalle.config import DALLEConfig
 from minidalle.tokenizer import PAD
 from minidalle.transformer import Transformer, init_weights
@@ -62,11 +63,6 @@ class DALLE(nn.Module):
         if not cached:
             return PlainDecoder(self, text, samples, prompt)
         return Decoder(self, text, samples, prompt, compile)
-
-    def next_text_logits(self, text: Tensor) -> Tensor:
-        """Predict the caption token after text (B, i) int64: logits (B, text_vocab) float32."""
-        states = self.transformer(self.embed_text(text))  # (B, i + 1, D)
-        return self.text_head(states[:, -1]).float()
 
     def embed_text(self, text: Tensor) -> Tensor:
         """text (B, L') int64 with PAD after its end -> states (B, L' + 1, D)."""
@@ -152,15 +148,6 @@ class DALLE(nn.Module):
         text_nats, image_nats = self.nats(text, image)
         return -text_nats.sum(1), -image_nats.sum(1)
 
-    def caption_posterior(self, texts: Tensor, image: Tensor, uniform: bool = False) -> Tensor:
-        """Return ln p(caption | image), the caption being one of texts (M, L): (M,), in nats.
-
-        image: (N,) or (grid, grid) int64. By Bayes' rule; the prior over the captions is the
-        model's own, or the same for each where `uniform`.
-        """
-        text_ln, image_ln = self.log_likelihood(texts, image.flatten().expand(len(texts), -1))
-        return (image_ln if uniform else text_ln + image_ln).log_softmax(0)
-
 
 class PlainDecoder:
     """A DALLE that predicts image tokens by reading the whole stream again for each of them."""
@@ -190,9 +177,9 @@ class Decoder:
         self.dalle, self.rows = dalle, len(text) * samples
         self.cell = torch.tensor([prompt.shape[-1]], device=text.device)  # the next to predict
         self.cells = dalle.cells()
-        self.step_layer = cache.compiled_step_layer() if compile else cache.step_layer
+        self.step_layer = compile_step(cache.step_layer) if compile else cache.step_layer
         self.caches = self._read(text, samples, prompt.expand(len(text), -1, -1))
-        self.graph: cache.Graph | None = None
+        self.graph: Graph | None = None
 
     def _read(self, text: Tensor, samples: int, prompt: Tensor) -> list[cache.LayerCache]:
         """Fill a cache for each layer with the text and the states of cells before the next."""
@@ -222,7 +209,7 @@ class Decoder:
         if token is None:
             token = self.cell.new_zeros(self.rows)  # not read
         if self.graph is None and token.device.type == "cuda":
-            self.graph = cache.Graph(self._predict, token)
+            self.graph = Graph(self._predict, token)
         logits = (self.graph or self._predict)(token)
         self.cell += 1
         return logits

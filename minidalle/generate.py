@@ -52,7 +52,8 @@ def sample(
     p, captions, guided = prompt.shape[1], len(text), guidance != 1
 
     # The random numbers come first, so that they do not depend on how the logits are computed.
-    draws = torch.rand(n, cells, generator=generator, device=_device(generator)).to(device)
+    where = generator.device if generator else "cpu"
+    draws = torch.rand(n, cells, generator=generator, device=where).to(device)
     tokens = torch.cat([prompt.expand(n, -1), prompt.new_empty(n, cells - p)], 1)  # (n, N)
 
     # One caption for all images shares its prompt; guidance adds a second half of empty captions.
@@ -166,39 +167,6 @@ def _check_ids(name: str, ids: Tensor, vocab: int, least: int) -> Tensor:
         raise ValueError(f"{name} ids must be integers, got {ids.dtype}")
     if ids.numel() and not least <= ids.min() <= ids.max() < vocab:
         raise ValueError(f"{name} ids must be below {vocab}, got {ids.min()} to {ids.max()}")
-    return ids
-
-
-def _device(generator: Generator | None) -> torch.device | str:
-    return generator.device if generator else "cpu"
-
-
-@torch.no_grad()
-def complete_text(
-    dalle: nn.Module,
-    text: Sequence[int],
-    n: int,
-    length: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: Generator | None = None,
-) -> Tensor:
-    """Continue a caption, possibly empty, n times, until it has `length` tokens.
-
-    A caption's end is no token of the model, so its length must be given. Other arguments as
-    `sample`. Returns (n, length) int64. Raises ValueError where `length` leaves nothing to add.
-    """
-    check_options(n, temperature, top_k, top_p)
-    if not len(text) < length <= dalle.caption_len:
-        bounds = f"{len(text) + 1} to {dalle.caption_len}"
-        raise ValueError(f"length must be from {bounds}, got {length}")
-    device = next(dalle.parameters()).device
-    ids = torch.as_tensor(text, dtype=torch.int64, device=device).expand(n, -1)
-    draws = torch.rand(n, length, generator=generator, device=_device(generator)).to(device)
-    for i in range(ids.shape[1], length):
-        token = draw(dalle.next_text_logits(ids), draws[:, i], temperature, top_k, top_p)
-        ids = torch.cat([ids, token[:, None]], 1)
     return ids
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minidalle.attention import masks_are_constants
 from minidalle.clip import CLIP, ResidualAttentionBlock
 from minidalle.codebooks.vqgan import VQGAN
+from minidalle.compiled import fuse
 from minidalle.config import (
     PRESETS,
     CLIPConfig,
@@ -36,7 +36,7 @@ CLASSES = {
     DALLEConfig: DALLE, MiniConfig: Mini,
     CLIPConfig: CLIP,
 }  # fmt: skip
-FUSED = (Block, ResidualAttentionBlock, Encoder, EncoderBlock, DecoderBlock)
+BLOCKS = (Block, ResidualAttentionBlock, Encoder, EncoderBlock, DecoderBlock)
 
 
 class MissingStage(ValueError):
@@ -60,24 +60,8 @@ def build(config: Config, stage: str) -> nn.Module:
     if stage == "dvae":
         model = model.to(memory_format=torch.channels_last)
     if getattr(config, f"train_{stage}").compile:
-        fuse(model)
+        fuse(model, BLOCKS)
     return model
-
-
-def fuse(model: nn.Module) -> None:
-    """Let torch.compile fuse each block of a model into few kernels, in place; names stay.
-
-    Blocks alike are compiled once. Call it before a model is sharded.
-    """
-    from minidalle.attention.flex import allow_kernels  # imports half of torch.compile
-
-    allow_kernels()
-    masks_are_constants()
-    for part in model.modules():
-        if isinstance(part, FUSED):
-            part.compile(dynamic=False)
-    if isinstance(model, DiscreteVAE):  # its decoder is entered behind the first convolution
-        model.decode_vectors = torch.compile(model.decode_vectors, dynamic=False)
 
 
 def read_model(folder: str | Path) -> tuple[dict[str, Tensor], Config]:

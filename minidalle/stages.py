@@ -5,7 +5,6 @@ product and the configuration that made it. A stage that is finished is not trai
 Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.
 """
 
-import dataclasses
 import os
 import warnings
 from collections import Counter
@@ -17,8 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minidalle import data, plot
-from minidalle.clip import CLIP
-from minidalle.config import Config, from_json, to_json
+from minidalle.config import Config, to_json
 from minidalle.dalle import DALLE
 from minidalle.data import lookalikes
 from minidalle.dvae import DiscreteVAE, map_pixels
@@ -26,8 +24,8 @@ from minidalle.files import write_text
 from minidalle.generate import sample
 from minidalle.models import build, check_made_from, digests, load, product
 from minidalle.tokenizer import BPETokenizer
-from minidalle.train import FREE, SECTIONS, fit, split_batch
-from minidalle.training.checkpoints import differences
+from minidalle.train import fit, split_batch
+from minidalle.training.identity import SECTIONS, made_alike
 from minidalle.training.spread import spread_codes
 from minidalle.training.team import Alone
 
@@ -61,26 +59,9 @@ def finished(run: Path, stage: str, config: Config) -> bool:
         return False
     sections = ("data", "tokenizer") if stage == "tokenizer" else SECTIONS[f"train_{stage}"]
     own = () if stage == "tokenizer" else (f"train_{stage}",)
-    if not _compare(run, stage, config, (*sections, *own, "seed")):
+    if not made_alike(Path(run) / stage, config, (*sections, *own, "seed")):
         return False
     check_made_from(run, stage)
-    return True
-
-
-def _compare(run: Path, stage: str, config: Config, sections: tuple[str, ...]) -> bool:
-    """Say whether a finished stage's configuration is known; ValueError where it differs."""
-    folder = Path(run) / stage
-    if not (folder / "config.json").is_file():
-        return False
-    old = dataclasses.asdict(from_json((folder / "config.json").read_text(encoding="utf-8")))
-    old, new = ({name: c[name] for name in sections} for c in (old, dataclasses.asdict(config)))
-    free = FREE - {"steps"}
-    changed = [d for d in differences(old, new) if d.split()[0].split(".")[-1] not in free]
-    if changed:
-        raise ValueError(
-            f"{folder} holds a finished {stage} of another configuration: {'; '.join(changed)}. "
-            f"Train into another folder with --run, or again with --fresh"
-        )
     return True
 
 
@@ -120,9 +101,9 @@ def train_stage(
             raise ValueError("several processes need train_clip.lookalikes=0 train_clip.rebuilt=0")
     loaded = {name: load(run, name, device) for name in needs}
     for name in loaded:
-        _compare(run, name, config, ("data", name))
-    if stage == "dalle":
-        _check_codes(config, **loaded)
+        made_alike(run / name, config, ("data", name))
+    if stage == "dalle" and (n := loaded["tokenizer"].vocab_size) > config.dalle.text_vocab:
+        raise ValueError(f"the tokenizer has {n} tokens, but {config.dalle.text_vocab=}")
     if training.warmup >= training.steps or 0 < training.lr_steps <= training.warmup:
         warnings.warn(f"train_{stage}.warmup={training.warmup} takes the whole schedule")
 
@@ -152,19 +133,8 @@ def train_stage(
     )  # fmt: skip
 
 
-def _check_codes(config: Config, tokenizer: BPETokenizer, dvae: DiscreteVAE) -> None:
-    """Raise ValueError where the trained tokenizer or dVAE does not fit the prior."""
-    c = config.dalle
-    if tokenizer.vocab_size > c.text_vocab:
-        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, but {c.text_vocab=}")
-    if (dvae.config.grid, dvae.config.vocab_size) != (c.grid, c.image_vocab):
-        raise ValueError(
-            f"the trained dvae gives a grid of {dvae.config.grid} with {dvae.config.vocab_size} "
-            f"codes, but dalle.grid={c.grid} and dalle.image_vocab={c.image_vocab}"
-        )
-
-
-Callbacks = tuple[Callable[[nn.Module, int], dict[str, float]], Callable[[nn.Module, Path], None]]
+Evaluate = Callable[[nn.Module, int], dict[str, float]]
+Callbacks = tuple[Evaluate, Callable[[nn.Module, Path], None] | None]
 
 
 def _dvae_callbacks(config: Config, test_set, batch: dict[str, Tensor], team) -> Callbacks:
@@ -185,14 +155,6 @@ def _dvae_callbacks(config: Config, test_set, batch: dict[str, Tensor], team) ->
 def _dalle_callbacks(config: Config, test_set, batch, team, tokenizer, dvae) -> Callbacks:
     captions = [test_set.caption(i) for i in range(min(N_SHEET // 2, len(test_set)))]
 
-    def evaluate(model: DALLE, step: int) -> dict[str, float]:
-        n, found = config.train_dalle.accumulate, Counter()
-        for part in split_batch(batch, n, next(model.parameters()).device):
-            loss, metrics = team.loss(model, part, step)
-            for name, value in {"loss": loss, **metrics}.items():
-                found[name] += value / n
-        return dict(found)
-
     def sheet(model: DALLE, path: Path) -> None:
         text = tokenizer.encode_batch(captions, config.dalle.caption_len)
         generator = torch.Generator().manual_seed(0)
@@ -200,16 +162,25 @@ def _dalle_callbacks(config: Config, test_set, batch, team, tokenizer, dvae) -> 
         notes = [[""]] * len(captions)
         plot.save(plot.sample_sheet(captions, [("sample", images)], notes), path)
 
-    return evaluate, sheet
+    return _mean_loss(batch, config.train_dalle.accumulate, team), sheet
 
 
 def _clip_callbacks(config: Config, test_set, batch, team, tokenizer, dvae=None) -> Callbacks:
-    def evaluate(model: CLIP, step: int) -> dict[str, float]:
-        here = {k: v.to(next(model.parameters()).device) for k, v in batch.items()}
-        loss, metrics = team.loss(model, here, step)
-        return {"loss": loss, **metrics}
+    return _mean_loss(batch, 1, team), None
 
-    return evaluate, None
+
+def _mean_loss(batch: dict[str, Tensor], parts: int, team: Alone) -> Evaluate:
+    """Return what measures the loss and its metrics on a batch, in so many parts."""
+
+    def evaluate(model: nn.Module, step: int) -> dict[str, float]:
+        found = Counter()
+        for part in split_batch(batch, parts, next(model.parameters()).device):
+            loss, metrics = team.loss(model, part, step)
+            for name, value in {"loss": loss, **metrics}.items():
+                found[name] += value / parts
+        return dict(found)
+
+    return evaluate
 
 
 def _test_images(test_set) -> Tensor:

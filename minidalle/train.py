@@ -6,13 +6,10 @@ the whole state of a run, and a run that was stopped goes on as if it had not be
 Source: Ramesh et al. 2021, arXiv:2102.12092, appendices A.2 and B.2.
 """
 
-import dataclasses
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -20,32 +17,22 @@ from torch import Tensor, nn
 
 from minidalle.config import Config, TrainConfig, learning_rate
 from minidalle.tokenizer import PAD
+from minidalle.training.identity import identity
 from minidalle.training.log import Log
 from minidalle.training.run import (
     Run,
     Stopped,
     StopSignals,
     TrainingError,
+    autocast,
+    check_start,
     global_generators,
     memory_advice,
     no_denormals,
 )
 from minidalle.training.team import Alone
 
-__all__ = ["SECTIONS", "Stopped", "TrainingError", "autocast", "fit", "split_batch"]
-
-# The sections of a configuration on which the result of a stage depends.
-SECTIONS = {
-    "train_dvae": ("data", "dvae"),
-    "train_dalle": ("data", "tokenizer", "dvae", "dalle"),
-    "train_clip": ("data", "tokenizer", "clip"),
-}
-
-# What may change between the parts of a run: how long it is, what is told, how memory is used.
-FREE = {
-    "steps", "log_every", "eval_every", "save_every", "keep", "accumulate", "attention",
-    "checkpointing", "compile",
-}  # fmt: skip
+__all__ = ["Stopped", "TrainingError", "fit", "split_batch"]
 
 
 def fit(
@@ -78,13 +65,13 @@ def fit(
     configuration.
     """
     # What the run consists of: weights, optimiser, averaged weights, checkpoints, a log.
-    folder, team = _check(folder, model, seed, device), team or Alone()
+    folder, team = check_start(folder, model, seed, device), team or Alone()
     model.to(device).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer, average = team.optimizer(model, config), team.average(model, config)
     checkpoints = team.checkpoints(folder / "checkpoints", config)
-    identity = _identity(config, run_config, seed) | {"made_from": made_from or {}}
-    run = Run(folder, (model, optimizer, average), checkpoints, config, identity)
+    unchanged = identity(config, run_config, seed) | {"made_from": made_from or {}}
+    run = Run(folder, (model, optimizer, average), checkpoints, config, unchanged)
     generator = torch.Generator(device)
 
     log = Log(folder, is_main=team.is_main, tensorboard=tensorboard)
@@ -130,38 +117,6 @@ def fit(
         return run.finish(run_config)
 
 
-def _check(folder: str | Path, model: nn.Module, seed: int, device) -> Path:
-    """Raise ValueError for what could only fail later; make the folder and return it."""
-    if not isinstance(seed, int):
-        raise ValueError(f"seed must be a whole number, got {seed!r}")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"{device=} cannot be used: {str(error).splitlines()[0]}") from error
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError(f"{type(model).__name__} has no trainable parameter")
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"a run needs a folder, and {folder} is a file")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _identity(config: TrainConfig, run_config: Config | None, seed: int) -> dict:
-    """Return what must not change when a run is resumed, as plain JSON values."""
-    stages = [s for s in SECTIONS if run_config and getattr(run_config, s) == config]
-    stage = stages[0] if len(stages) == 1 else "train"
-    sections = {name: getattr(run_config, name) for name in SECTIONS.get(stage, ())}
-    parts = {name: dataclasses.asdict(part) for name, part in sections.items()}
-    parts[stage] = dataclasses.asdict(config)
-    parts[stage]["lr_steps"] = 0 if config.halve_at else config.lr_steps or config.steps
-    kept = {
-        name: {key: value for key, value in part.items() if key not in FREE}
-        for name, part in parts.items()
-    }
-    return json.loads(json.dumps({"seed": seed, **kept}))
-
-
 def split_batch(batch: dict[str, Tensor], parts: int, device) -> list[dict[str, Tensor]]:
     """Cut a batch into `parts` equal ones along its first dimension, and move them to `device`.
 
@@ -188,21 +143,3 @@ def _mix(*numbers: int) -> int:
     """Return a seed of 63 bits that depends on every one of the numbers."""
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def autocast(name: str, device: str | torch.device):
-    """Autocast to bfloat16, or not; 'auto' does where the device multiplies it fast."""
-    kind = torch.device(device).type
-    if name == "auto":
-        name = "bfloat16" if _has_fast_bfloat16(kind) else "float32"
-    if name not in ("float32", "bfloat16"):
-        raise ValueError(f"precision must be float32, bfloat16 or auto, got {name!r}")
-    return nullcontext() if name == "float32" else torch.autocast(kind, torch.bfloat16)
-
-
-def _has_fast_bfloat16(kind: str) -> bool:
-    """CUDA devices do, and x86 processors with these instructions; unknown means no."""
-    if kind != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # torch 2.11 cannot say
-        return kind == "cuda"
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))

@@ -200,8 +200,6 @@ def test_a_few_updates_learn_pairs_by_heart():
         (lambda m: m.encode_text(torch.zeros(1, 13, dtype=torch.int64)), r"\(1, 13\)"),
         (lambda m: pack_text(torch.zeros(1, 11, dtype=torch.int64), SMALL), "at least 13"),
         (lambda m: pack_text(torch.tensor([[38]]), SMALL), "id 38"),
-        (lambda m: CLIP(CLIPConfig(image_size=30, patch_size=4)), "clip.image_size=30"),
-        (lambda m: CLIP(CLIPConfig(vision_width=100, vision_heads=3)), "width=100"),
     ],
 )
 def test_mistakes_are_named(call, message):

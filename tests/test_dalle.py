@@ -198,16 +198,6 @@ def test_log_likelihood_adds_up_to_the_loss():
     torch.testing.assert_close(-image_ln.sum() / 32, metrics["image_nats"])
 
 
-def test_caption_posterior_is_the_rule_of_bayes():
-    model, (texts, images) = make(), pair(batch=4)
-    words, cells = model.log_likelihood(texts, images[:1].expand(4, -1))
-    joint = (words + cells).double().exp()
-    got = model.caption_posterior(texts, images[0].view(4, 4))
-    torch.testing.assert_close(got.double().exp(), joint / joint.sum(), atol=1e-5, rtol=1e-4)
-    got = model.caption_posterior(texts, images[0], uniform=True)
-    torch.testing.assert_close(got, cells.log_softmax(0))
-
-
 def test_caption_dropout_empties_captions_in_training_only():
     model, (text, image) = make(caption_dropout=0.5), pair(batch=64)
     batch, seen = {"text": text, "tokens": image}, []

@@ -9,15 +9,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from minidalle import cache as cache_module
+from minidalle import dalle as dalle_module
 from minidalle import generate as generate_module
 from minidalle.attention import layer_mask
-from minidalle.cache import Graph, LayerCache
+from minidalle.cache import LayerCache
 from minidalle.clip import CLIP, pack_text
+from minidalle.compiled import Graph
 from minidalle.config import DALLEConfig, get_config, to_json
 from minidalle.dalle import DALLE
 from minidalle.dvae import DiscreteVAE
 from minidalle.files import save_model
-from minidalle.generate import Pipeline, complete_text, draw, guide, restrict, sample
+from minidalle.generate import Pipeline, draw, guide, restrict, sample
 from minidalle.tokenizer import PAD, BPETokenizer
 
 SMALL = DALLEConfig(
@@ -141,7 +143,7 @@ def test_a_compiled_step_is_compiled_once_for_all_cells(monkeypatch):
 
     torch._dynamo.reset()
     compiled = torch.compile(cache_module.step_layer, dynamic=False, fullgraph=True, backend=count)
-    monkeypatch.setattr(cache_module, "compiled_step_layer", lambda: compiled)
+    monkeypatch.setattr(dalle_module, "compile_step", lambda step: compiled)
     model = make()
     draws = [sample(model, [1, 2], 3, generator=seeded(), compile=c) for c in (False, True)]
     assert torch.equal(*draws)
@@ -296,24 +298,6 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_p():
 def test_values_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         sample(make(), **{"text": [1], "n": 2, **options})
-
-
-def test_text_is_completed_as_the_model_predicts():
-    model = make()
-    ids = complete_text(model, [3, 4], 3, length=5, temperature=0)
-    assert ids.shape == (3, 5) and torch.equal(ids[:, :2], torch.tensor([[3, 4]] * 3))
-    logits, _ = model(ids, torch.zeros(3, 16, dtype=torch.long))
-    assert torch.equal(ids[:, 2:], logits.argmax(-1)[:, 2:])
-    whole = complete_text(model, [], 4, 5, generator=seeded())
-    generator = seeded()
-    parts = [complete_text(model, [], 2, 5, generator=generator) for _ in range(2)]
-    assert torch.equal(whole, torch.cat(parts))
-
-
-@pytest.mark.parametrize("length", [2, 6])
-def test_a_caption_that_cannot_be_continued_is_refused(length):
-    with pytest.raises(ValueError, match=f"from 3 to 5, got {length}"):
-        complete_text(make(), [3, 4], 1, length)
 
 
 # ---------------------------------------------------------------- the pipeline

@@ -7,7 +7,7 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, appendix B.1 and figure 11.
 import torch
 from torch import Tensor
 
-from minidalle.attention.dense import dense, dense_mask, masks_are_constants
+from minidalle.attention.dense import dense, dense_mask
 from minidalle.attention.masks import (
     KINDS,
     causal_mask,
@@ -26,7 +26,6 @@ __all__ = [
     "conv_mask",
     "dense",
     "layer_mask",
-    "masks_are_constants",
     "may_see",
     "pick_method",
     "row_mask",
@@ -61,9 +60,7 @@ def attend(
     if method == "dense" or length != text_len + grid**2:
         return dense(q, k, v, dense_mask(kind, text_len, grid, kernel, q.device)[:length, :length])
     if method == "flex":
-        from minidalle.attention.flex import (
-            flex,  # these import half of torch.compile: if asked for
-        )
+        from minidalle.attention.flex import flex  # it imports half of torch.compile
 
         return flex(q, k, v, kind, text_len, grid, kernel)
     from minidalle.attention.gathered import gathered

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from minidalle.attention.masks import may_see
-
-MOST_KERNELS = 128  # that one process compiles
+from minidalle.compiled import allow_kernels
 
 
 @torch.compiler.disable  # else a compiled block would make its mask anew at every call
@@ -47,16 +46,6 @@ def transpose_image(x: Tensor, text_len: int, grid: int) -> Tensor:
 @lru_cache(maxsize=1)
 def _compiled():
     return torch.compile(flex_attention, dynamic=False)
-
-
-def allow_kernels() -> None:
-    """Let torch compile a kernel for each mask, shape, precision, with gradients and without.
-
-    After 8 of them it would go on without compiling, every score in memory. torch 2.13 keeps the
-    limit by thread, and checkpointed layers run again in a thread of the backward pass.
-    """
-    if torch._dynamo.config.recompile_limit < MOST_KERNELS:
-        torch._dynamo.config.recompile_limit = MOST_KERNELS
 
 
 @lru_cache(maxsize=64)

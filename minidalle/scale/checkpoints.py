@@ -24,7 +24,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from minidalle.config import Config, from_json, to_json
 from minidalle.files import CheckpointError, save_model, write_text
 from minidalle.scale.sharding import gathered
-from minidalle.training.checkpoints import Checkpoints, differences
+from minidalle.training.checkpoints import Checkpoints
+from minidalle.training.identity import differences
 
 META, COMPLETE = "meta.json", ".metadata"
 

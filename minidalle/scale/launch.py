@@ -26,8 +26,8 @@ from minidalle.scale import memory, powersgd, precision, sharding
 from minidalle.scale.checkpoints import ShardedCheckpoints
 from minidalle.scale.sharding import finish
 from minidalle.tokenizer import PAD
-from minidalle.train import autocast
 from minidalle.training.optim import Average, clip_gradients
+from minidalle.training.run import autocast
 from minidalle.training.team import Alone
 
 __all__ = ["finish", "is_main", "train_stage"]

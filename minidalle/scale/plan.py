@@ -112,7 +112,7 @@ def plan(
 
 def prior_bytes(config: Config, batch: int, slices: int = 1, scheme=SCHEMES[0]) -> dict[str, int]:
     """Return what training the prior takes on one GPU; see arithmetic.training_bytes."""
-    precision = config.train_dalle.precision.replace("auto", "bfloat16")  # see train.autocast
+    precision = config.train_dalle.precision.replace("auto", "bfloat16")  # as a GPU has it
     return arithmetic.training_bytes(config.dalle, batch, slices, scheme, precision)
 
 

@@ -12,20 +12,9 @@ from torch import Tensor, nn
 
 from minidalle.config import Config, to_json
 from minidalle.files import CheckpointError, load_tensors, save_model, save_tensors
+from minidalle.training.identity import differences
 
 FORMAT = "minidalle-run-1"
-
-
-def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """List, as 'section.field was A, is now B', where two nested dicts differ."""
-    found = []
-    for key in dict.fromkeys((*old, *new)):
-        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, name + ".")
-        elif a != b:
-            found.append(f"{name} was {a}, is now {b}")
-    return found
 
 
 class Checkpoints:

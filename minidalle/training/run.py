@@ -8,9 +8,11 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
+from torch import nn
 
 from minidalle.config import Config, TrainConfig
 from minidalle.training.checkpoints import Checkpoints
@@ -23,6 +25,23 @@ class TrainingError(RuntimeError):
 
 class Stopped(KeyboardInterrupt):
     """Ctrl-C or SIGTERM stopped the run, after a save; the message says how to go on."""
+
+
+def check_start(folder: str | Path, model: nn.Module, seed: int, device) -> Path:
+    """Raise ValueError for what could only fail later; make the folder and return it."""
+    if not isinstance(seed, int):
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"{device=} cannot be used: {str(error).splitlines()[0]}") from error
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"{type(model).__name__} has no trainable parameter")
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"a run needs a folder, and {folder} is a file")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 class Run:
@@ -187,6 +206,24 @@ class StopSignals:
             signal.signal(number, handler)
         if self.caught and kind is None:
             os.kill(os.getpid(), self.number)
+
+
+def autocast(name: str, device: str | torch.device):
+    """Autocast to bfloat16, or not; 'auto' does where the device multiplies it fast."""
+    kind = torch.device(device).type
+    if name == "auto":
+        name = "bfloat16" if _has_fast_bfloat16(kind) else "float32"
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f"precision must be float32, bfloat16 or auto, got {name!r}")
+    return nullcontext() if name == "float32" else torch.autocast(kind, torch.bfloat16)
+
+
+def _has_fast_bfloat16(kind: str) -> bool:
+    """CUDA devices do, and x86 processors with these instructions; unknown means no."""
+    if kind != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # torch 2.11 cannot say
+        return kind == "cuda"
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 @contextmanager

@@ -142,7 +142,7 @@ CUDA_MODULE = {
 
 
 class Graph:
-    """cache.Graph as CUDA has it: the kernels are repeated on the same memory, not the Python."""
+    """A Graph as CUDA has it: the kernels are repeated on the same memory, not the Python."""
 
     def __init__(self, kernels: Kernels, step, token: Tensor):
         self.token = token.clone()
@@ -179,7 +179,7 @@ def pretend_cuda(monkeypatch: pytest.MonkeyPatch):
     """Inside `with`, device='cuda' can be used. Yields the Kernels, for their count of waits."""
     if torch.cuda.is_available():
         pytest.skip("there is a real GPU: nothing to pretend")
-    from minidalle import cache
+    from minidalle import dalle
     from minidalle.attention import flex
 
     kernels, real, engine = Kernels(), torch.autocast, torch.autograd._engine_run_backward
@@ -197,7 +197,7 @@ def pretend_cuda(monkeypatch: pytest.MonkeyPatch):
         patch.setattr(torch.autograd, "_engine_run_backward", backward)
         for name, value in CUDA_MODULE.items():
             patch.setattr(torch.cuda, name, value)
-        patch.setattr(cache, "Graph", lambda step, token: Graph(kernels, step, token))
+        patch.setattr(dalle, "Graph", lambda step, token: Graph(kernels, step, token))
         patch.setattr(flex, "_compiled", lambda: flex_by_its_mask)
         modes.enter_context(kernels)
         modes.enter_context(Python())

@@ -58,7 +58,7 @@ def build(mesh, config=None, precision_name="float32", fuse=False) -> DALLE:
     with torch.device("meta"):
         model = DALLE((config or tiny()).dalle)
     for block in model.transformer.blocks if fuse else ():
-        block.compile(backend="aot_eager", dynamic=False)  # as models.fuse, without a C++ compiler
+        block.compile(backend="aot_eager", dynamic=False)  # as `fuse`, without a C++ compiler
     sharding.shard(model, mesh, precision_name)
     sharding.fill(model, "cpu", 0)
     return model

@@ -15,7 +15,8 @@ from minidalle.config import PRESETS, from_json, get_config, replace, to_json
 from minidalle.files import CheckpointError, save_model, save_tensors
 from minidalle.models import read_model
 from minidalle.training import checkpoints as checkpoint
-from minidalle.training.checkpoints import Checkpoints, differences
+from minidalle.training.checkpoints import Checkpoints
+from minidalle.training.identity import differences
 from minidalle.training.optim import AdamW, Average
 
 

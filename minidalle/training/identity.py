@@ -1,0 +1,66 @@
+"""What must stay the same while a run goes on, and what may change.
+
+Source: this project.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from minidalle.config import Config, TrainConfig, from_json
+
+# The sections of a configuration on which the result of a stage depends.
+SECTIONS = {
+    "train_dvae": ("data", "dvae"),
+    "train_dalle": ("data", "tokenizer", "dvae", "dalle"),
+    "train_clip": ("data", "tokenizer", "clip"),
+}
+
+# What may change between the parts of a run: how long it is, what is told, how memory is used.
+FREE = {
+    "steps", "log_every", "eval_every", "save_every", "keep", "accumulate", "attention",
+    "checkpointing", "compile",
+}  # fmt: skip
+
+
+def identity(config: TrainConfig, run_config: Config | None, seed: int) -> dict:
+    """Return what must not change when a run is resumed, as plain JSON values."""
+    stages = [s for s in SECTIONS if run_config and getattr(run_config, s) == config]
+    stage = stages[0] if len(stages) == 1 else "train"
+    sections = {name: getattr(run_config, name) for name in SECTIONS.get(stage, ())}
+    parts = {name: dataclasses.asdict(part) for name, part in sections.items()}
+    parts[stage] = dataclasses.asdict(config)
+    parts[stage]["lr_steps"] = 0 if config.halve_at else config.lr_steps or config.steps
+    kept = {
+        name: {key: value for key, value in part.items() if key not in FREE}
+        for name, part in parts.items()
+    }
+    return json.loads(json.dumps({"seed": seed, **kept}))
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """List, as 'section.field was A, is now B', where two nested dicts differ."""
+    found = []
+    for key in dict.fromkeys((*old, *new)):
+        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, name + ".")
+        elif a != b:
+            found.append(f"{name} was {a}, is now {b}")
+    return found
+
+
+def made_alike(folder: Path, config: Config, sections: tuple[str, ...]) -> bool:
+    """Say whether a finished stage's configuration is known; ValueError where it differs."""
+    if not (folder / "config.json").is_file():
+        return False
+    old = dataclasses.asdict(from_json((folder / "config.json").read_text(encoding="utf-8")))
+    old, new = ({name: c[name] for name in sections} for c in (old, dataclasses.asdict(config)))
+    free = FREE - {"steps"}
+    changed = [d for d in differences(old, new) if d.split()[0].split(".")[-1] not in free]
+    if changed:
+        raise ValueError(
+            f"{folder} holds a finished {folder.name} of another configuration: "
+            f"{'; '.join(changed)}. Train into another folder with --run, or again with --fresh"
+        )
+    return True
