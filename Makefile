@@ -2,7 +2,7 @@
 # make test               the tests and the notebooks
 # make demo PYTHON=python3   use an environment that is already there, instead of .venv
 # make demo THREADS=2     more than half the cores: faster on a quiet machine, slower on a busy one
-.PHONY: demo test slow lint checkpoints notebooks assignments playground site clean
+.PHONY: demo test slow lint checkpoints notebooks assignments playground slides site clean
 
 ifdef PYTHON
 PY := $(PYTHON)
@@ -43,11 +43,16 @@ assignments: $(READY)
 playground: $(READY)
 	$(PY) docs/playground/build.py $(if $(PRESET),--preset $(PRESET))
 
-# The tools of the site are not needed for anything else, so they are not in requirements.txt.
-site: $(READY)
+# One deck a lecture: docs/_build/slides/lecture-1.html. They need no network; arrow keys turn them.
+slides: $(READY)
 	$(PY) -m pip install -q --disable-pip-version-check -r docs/requirements.txt
+	$(PY) -m sphinx -q -W -b revealjs -c docs/slides docs/slides docs/_build/slides
+
+# The tools of the site are not needed for anything else, so they are not in requirements.txt.
+site: slides
 	$(PY) -m sphinx -q -W -b html -c docs . docs/_build
 	$(PY) docs/playground/build.py
+	$(PY) docs/check_site.py
 	@echo "wrote docs/_build/index.html"
 
 .venv/ready: requirements.txt pyproject.toml
