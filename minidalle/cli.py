@@ -30,6 +30,7 @@ EXAMPLES = {
     "clip": "minidalle clip --preset toy",
     "generate": 'minidalle generate "a small red heart on a navy background" -n 8 --out hearts.png',
     "evaluate": "minidalle evaluate --preset toy",
+    "compare": "minidalle compare runs/toy",
     "plan": "minidalle plan --preset 12b --gpus 64 --batch 1024",
     "demo": "minidalle demo",
 }
@@ -41,6 +42,7 @@ HELP = {
     "clip": "train the reranker",
     "generate": "draw images for a caption",
     "evaluate": "measure a run, or prepare a blind vote between two (--vote)",
+    "compare": "is my loss curve normal? a run beside the one that made the shipped checkpoints",
     "plan": "what a preset needs: parameters, memory, time",
     "demo": "all stages in a row on the toy world, then a sheet of samples",
 }
@@ -131,8 +133,9 @@ def _add_special(verbs: dict[str, argparse.ArgumentParser]) -> None:
     plan.add_argument("--gpu", default="h200", help="their kind (default h200)")
     plan.add_argument("--price", type=float, metavar="DOLLARS", help="of one GPU for an hour")
     plan.add_argument("--grid", type=float, metavar="GRAMS", help="of CO2 that a kWh costs")
+    verbs["compare"].add_argument("log", metavar="RUN", nargs="?", help="default runs/PRESET")
     for verb, sub in verbs.items():
-        if verb != "generate":
+        if verb not in ("generate", "compare"):
             sub.add_argument("overrides", nargs="*", metavar="section.field=value")
 
 
@@ -304,6 +307,8 @@ def run_generate(args: argparse.Namespace) -> None:
     run = _find_run(args)
     dtype = torch.bfloat16 if args.bfloat16 else torch.float32
     pipeline = Pipeline.load(run, device=args.device, dtype=dtype)
+    if words := data.unseen_words(pipeline.tokenizer, run / "tokenizer", args.caption):
+        print(f"No training caption has {' or '.join(words)}: that is a guess.", file=sys.stderr)
     generator = torch.Generator().manual_seed(args.seed or 0)
     images, scores = pipeline.generate(
         args.caption, n=args.n, candidates=args.candidates, temperature=args.temperature,
@@ -346,6 +351,14 @@ def run_evaluate(args: argparse.Namespace) -> None:
     print(run.evaluate_run(_find_run(args), out, **options))
 
 
+def run_compare(args: argparse.Namespace) -> None:
+    """Draw a run's curves over the reference's, and say whether they are normal."""
+    from minidalle.evaluation import compare
+
+    run = Path(args.log or _run_folder(args))
+    print(compare.compare_run(run, run.name if run.name in PRESETS else args.preset))
+
+
 def run_plan(args: argparse.Namespace) -> None:
     """Print what a preset needs."""
     from minidalle.scale import plan
@@ -369,6 +382,7 @@ VERBS = {
     "clip": run_model,
     "generate": run_generate,
     "evaluate": run_evaluate,
+    "compare": run_compare,
     "plan": run_plan,
     "demo": run_demo,
 }

@@ -199,6 +199,29 @@ def show_curves(
     return figure
 
 
+def show_panels(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], x: str, columns: int = 2
+) -> Figure:
+    """Draw a small axis for each panel, with a line for each list of points (x, y) in it."""
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4.2 * columns, 2.4 * rows), dpi=DPI, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=False):
+        for i, (name, points) in enumerate(lines.items()):
+            xs, ys = zip(*points, strict=True)
+            ys = [float("nan") if y is None else y for y in ys]
+            axis.plot(xs, ys, label=name, color=COLOURS[i % 8], marker="." if len(xs) < 20 else "")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(x)
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=9, frameon=False)
+    return figure
+
+
 def show_tokens(image: Tensor, tokens: Tensor) -> Figure:
     """Show an image (3, H, W) under its token grid, and the ids (h, w) beside it."""
     h, w = tokens.shape

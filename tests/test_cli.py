@@ -106,6 +106,15 @@ def test_a_wrong_caption_or_number_is_named(run, tmp_path, caption, n, message, 
     assert not (tmp_path / "x.png").exists()
 
 
+def test_words_never_seen_in_training_are_named(run, tmp_path, capsys):
+    argv = ["-n", "1", "--run", str(run), "--out", str(tmp_path / "x.png")]
+    assert main(["generate", "a red dinosaur and a zebra", *argv]) == 0
+    error = capsys.readouterr().err
+    assert "No training caption has dinosaur or and or zebra: that is a guess." in error
+    assert main(["generate", "a small red heart in the middle", *argv]) == 0
+    assert "No training caption" not in capsys.readouterr().err
+
+
 def test_characters_never_seen_are_drawn_and_a_long_caption_is_refused(run, tmp_path, capsys):
     argv = ["generate", "-n", "1", "--run", str(run), "--out", str(tmp_path / "x.png")]
     assert main([*argv, "Ein röter ☃ 星"]) == 0

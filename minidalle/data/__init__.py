@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minidalle.config import Config, DataConfig
 from minidalle.data import shapes
-from minidalle.data.batches import batches, cut_captions
+from minidalle.data.batches import batches, cut_captions, unseen_words
 from minidalle.data.captioned import Captioned, InMemory, Unusable
 from minidalle.data.cifar import load_cifar
 from minidalle.data.digits import load_digits
@@ -22,7 +22,7 @@ from minidalle.data.folders import load_folder
 from minidalle.data.shards import load_shards
 from minidalle.data.streams import Stream, is_url, load_stream
 
-__all__ = ["batches", "captions", "cut_captions", "first", "load"]
+__all__ = ["batches", "captions", "cut_captions", "first", "load", "unseen_words"]
 
 STREAMED_CAPTIONS = 100_000  # enough for the tokenizer: a stream has no end
 

@@ -6,6 +6,7 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.2 and appendices A.2 and
 
 import contextlib
 import os
+import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minidalle.config import STAGES, Config
+from minidalle.config import STAGES, Config, from_json
 from minidalle.data.captioned import Captioned, InMemory, Unusable
 from minidalle.data.cropping import centre_crop, crop_stage_one, crop_stage_two
 from minidalle.data.kept_tokens import NO_TOKEN, all_tokens, encode
 from minidalle.data.shuffle import Shuffle, generator_for
 from minidalle.data.streams import WARNING, Stream
-from minidalle.tokenizer import PAD, BPETokenizer
+from minidalle.tokenizer import PAD, BPETokenizer, normalise
 
 MANY = 10_000  # captions whose lengths are looked at
 CROP, DROPOUT = 0, 1  # what a row draws random numbers for
@@ -143,6 +144,20 @@ def cut_captions(dataset: Captioned | Stream, tokenizer, config: Config) -> str:
     verb = "is" if n == 1 else "are"
     which = f"{about}{n} of {len(texts)} captions {verb} longer than {length} tokens"
     return f"{which} (dalle.text_len) and {verb} cut" if n else ""
+
+
+def unseen_words(tokenizer, folder: Path, caption: str) -> list[str]:
+    """Return the words of a caption that no training caption had, where the tokenizer can tell.
+
+    A tokenizer with fewer tokens than its config.json in `folder` allows has made every word that
+    it saw one token.
+    """
+    path = folder / "config.json"
+    known = path.is_file() and from_json(path.read_text(encoding="utf-8")).tokenizer
+    if not known or tokenizer.vocab_size >= known.vocab_size:
+        return []
+    words = dict.fromkeys(re.findall("[a-z]+", normalise(caption)))
+    return [word for word in words if len(tokenizer.encode(word)) > 1]
 
 
 Reader = Callable[[int], Iterator[tuple[Tensor, list[str]]]]  # start -> (images, captions), …

@@ -19,7 +19,9 @@ from minidalle.data.captioned import InMemory
 from minidalle.data.kept_tokens import all_tokens
 from minidalle.data.shuffle import Shuffle
 
-WEIGHTS = {"shape": 0.4, "position": 0.25}  # how often a family varies each; others share the rest
+WEIGHTS = {  # how often a family varies each attribute; others share the rest
+    "shape": 0.4, "position": 0.25, "digit": 0.35, "second digit": 0.25, "count": 0, "item": 0.5,
+}  # fmt: skip
 N_REBUILT = 6000  # examples of which a reconstruction is kept
 
 
@@ -37,7 +39,11 @@ class Lookalikes:
         self.said = self._codes(stated)  # (N, A), -1 where the caption is silent
         for i, key in enumerate(map(tuple, self.shown.tolist())):
             self.members.setdefault(key, []).append(i)
-        self.keys = list(self.members)
+        counts = self.names.index("count") if "count" in self.names else None
+        kinds: dict[int, list[tuple[int, ...]]] = {}  # scenes of one digit, of two
+        for key in self.members:
+            kinds.setdefault(0 if counts is None else key[counts], []).append(key)
+        self.kinds = list(kinds.values())
         rest = (1 - sum(WEIGHTS.get(k, 0) for k in self.names)) / max(
             1, sum(k not in WEIGHTS for k in self.names)
         )
@@ -57,7 +63,8 @@ class Lookalikes:
         """
         rows: list[int] = []
         while len(rows) < size:
-            key = self.keys[generator.integers(len(self.keys))]
+            keys = self.kinds[generator.integers(len(self.kinds))]
+            key = keys[generator.integers(len(keys))]
             which = generator.choice(len(self.names), p=self.weights)
             for value in range(len(self.values[self.names[which]])):
                 members = self.members.get((*key[:which], value, *key[which + 1 :]), [])
@@ -82,17 +89,25 @@ def batches(
     seed: int = 0,
     cache: Path | None = None,
 ) -> Callable[[int], Iterator[dict[str, Tensor]]]:
-    """As `data.batches` for CLIP on the drawn shapes, but with look-alikes and reconstructions.
+    """As `data.batches` for CLIP on labelled data, but with look-alikes and reconstructions.
 
     A share config.train_clip.lookalikes of the updates take families, the others the usual order;
     of the images a share config.train_clip.rebuilt comes from the dVAE, as all candidates will.
     Yields "images" (B, 3, S, S) in [0, 1], "text" (B, L) and "fits" (B, B) for CLIP.loss.
+    Raises ValueError where nobody knows what the images show.
     """
     train, length = config.train_clip, config.dalle.caption_len
     n = len(dataset)
     captions = [dataset.caption(i) for i in range(n)]
     attributes = [dataset.attributes(i) for i in range(n)]
-    families = Lookalikes(attributes, [shapes.read_caption(c) for c in captions])
+    if None in attributes:
+        raise ValueError(
+            f"nobody knows what the images of {config.data.name!r} show, so no captions are known "
+            f"to be alike: set train_clip.lookalikes=0 train_clip.rebuilt=0"
+        )
+    drawn = config.data.name == "shapes"  # whose captions may leave the position open
+    stated = [shapes.read_caption(c) for c in captions] if drawn else attributes
+    families = Lookalikes(attributes, stated)
     text = tokenizer.encode_batch(captions, length)  # (N, L)
     rebuilt = rebuild(dvae, all_tokens(dataset, dvae, cache)[:N_REBUILT])
     shuffle = Shuffle([n], seed)

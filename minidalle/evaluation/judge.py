@@ -22,6 +22,7 @@ from minidalle.data.cropping import resize_all
 from minidalle.data.streams import Stream
 from minidalle.files import load_tensors, save_model
 from minidalle.stages import SHIPPED
+from minidalle.train import autocast
 
 WIDTHS = (32, 48, 64, 64)  # channels; every stage after the first halves the side
 N_FEATURES = 96
@@ -29,17 +30,20 @@ N_TRUE = 50_000  # true images that a judge learns from, at most
 # How each data set's judge is trained; those of other data sets as the one of digits.
 RECIPES = {
     "shapes": dict(steps=2500),
-    "mnist": dict(steps=8000, widths=(32, 64, 96, 96)),
-    "fashion_mnist": dict(steps=8000, widths=(32, 64, 96, 96)),
-    "cifar": dict(steps=12_000, widths=(48, 96, 192, 192), blocks=1, flip=True),
-}
+    "mnist": dict(steps=5000, widths=(32, 64, 96, 96), precision="auto"),
+    "fashion_mnist": dict(steps=5000, widths=(32, 64, 96, 96), precision="auto"),
+    "cifar": dict(
+        steps=1760, batch_size=256, lr=4e-3, weight_decay=0.05, widths=(24, 64, 128, 192), blocks=1,
+        flip=True, rough=0.5, precision="auto"),
+}  # fmt: skip
 
 
 class Judge(nn.Module):
     """A convolution for each of four widths, one hidden layer, one linear head per attribute.
 
     values maps an attribute's name to its possible answers, in the order of the head's outputs.
-    blocks: residual blocks after each convolution, for photographs; drawings need none.
+    blocks: for photographs, more convolutions after each halving, all with batch norms. Only then
+    are sides halved by a maximum, and features the largest of all places; in drawings places count.
     """
 
     def __init__(
@@ -55,13 +59,12 @@ class Judge(nn.Module):
         self.values = {name: tuple(answers) for name, answers in values.items()}
         self.image_size, self.widths, self.n_blocks = image_size, tuple(widths), blocks
         self.convs = nn.ModuleList(
-            nn.Conv2d(n_in, n_out, 3, stride=1 if i == 0 else 2, padding=1)
+            nn.Conv2d(n_in, n_out, 3, stride=1 if i == 0 or blocks else 2, padding=1)
             for i, (n_in, n_out) in enumerate(zip((3, *widths[:-1]), widths, strict=True))
         )
-        self.blocks = nn.ModuleList(
-            nn.Sequential(*(Block(width) for _ in range(blocks))) for width in widths
-        )
-        self.hidden = nn.Linear(widths[-1] * (image_size // 8) ** 2, N_FEATURES)
+        self.blocks = nn.ModuleList(Block(width, blocks) for width in widths[1:] if blocks)
+        places = 1 if blocks else (image_size // 8) ** 2
+        self.hidden = nn.Linear(widths[-1] * places, N_FEATURES)
         self.head = nn.Linear(N_FEATURES, sum(len(a) for a in self.values.values()))
         for layer in (*self.convs, self.hidden):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -78,9 +81,15 @@ class Judge(nn.Module):
                 f"images must be float (N, {', '.join(map(str, want))}), "
                 f"got {images.dtype} {tuple(images.shape)}"
             )
-        x = 2 * images - 1
-        for conv, blocks in zip(self.convs, self.blocks, strict=True):
-            x = blocks(F.relu(conv(x)))  # (N, width, S / 2**i, S / 2**i)
+        first, *others = self.convs
+        x = F.relu(first(2 * images - 1))
+        if self.n_blocks:
+            for conv, block in zip(others, self.blocks, strict=True):
+                x = block(F.max_pool2d(conv(x), 2))  # (N, width, S / 2**i, S / 2**i)
+            x = x.amax((2, 3))  # (N, width)
+        else:
+            for conv in others:
+                x = F.relu(conv(x))  # (N, width, S / 2**i, S / 2**i)
         return F.relu(self.hidden(x.flatten(1)))  # (N, F)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -127,17 +136,15 @@ class Judge(nn.Module):
         return judge.eval()
 
 
-class Block(nn.Module):
-    """A residual block: twice normalise, bend, convolve."""
+class Block(nn.Sequential):
+    """Normalise and bend, then n times convolve, normalise and bend."""
 
-    def __init__(self, width: int):
-        super().__init__()
-        convs = [nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(2)]
-        norms = [nn.BatchNorm2d(width) for _ in range(2)]
-        self.body = nn.Sequential(norms[0], nn.ReLU(), convs[0], norms[1], nn.ReLU(), convs[1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+    def __init__(self, width: int, n: int):
+        layers = [nn.BatchNorm2d(width), nn.ReLU()]
+        for _ in range(n):
+            conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
+        super().__init__(*layers)
 
 
 def as_float(images: Tensor) -> Tensor:
@@ -274,14 +281,18 @@ def train_judge(
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
     flip: bool = False,
+    rough: float = 1.0,
+    weight_decay: float = 1e-3,
+    precision: str = "float32",
     **network,
 ) -> Judge:
     """Teach a judge from true images, roughened afresh in every update.
 
     images uint8 (N, 3, S, S); attributes has one dict for each, all with the same names.
     progress(step, loss) is called after every update. flip: photographs may be mirrored and moved
-    by up to 4 pixels, drawings whose attributes are places may not. network: widths and blocks, as
-    `Judge`. Same seed, same judge.
+    by up to 4 pixels, drawings whose attributes are places may not. rough: share of the images that
+    are roughened. precision as in config.py. network: widths and blocks, as `Judge`. Same seed,
+    same judge.
     """
     names = list(attributes[0])
     values = {name: tuple(sorted({a[name] for a in attributes})) for name in names}
@@ -289,15 +300,19 @@ def train_judge(
     target = torch.tensor(rows)  # (N, names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        judge = Judge(values, images.shape[-1], **network)
+        judge = Judge(values, images.shape[-1], **network).to(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(judge.parameters(), lr, weight_decay=1e-3)
+    optimiser = torch.optim.AdamW(judge.parameters(), lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.1)
     for step in range(steps):
         pick = torch.randint(len(images), (batch_size,), generator=generator)
         some = move(images[pick], generator) if flip else images[pick]
-        logits = judge(roughen(as_float(some), generator))
-        loss = sum(F.cross_entropy(logits[k], target[pick, i]) for i, k in enumerate(names))
+        some, n_rough = as_float(some), round(rough * batch_size)
+        some = torch.cat([roughen(some[:n_rough], generator), some[n_rough:]])
+        with autocast(precision, "cpu"):
+            logits = judge(some.to(memory_format=torch.channels_last))
+        errors = [F.cross_entropy(logits[k].float(), target[pick, i]) for i, k in enumerate(names)]
+        loss = sum(errors)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

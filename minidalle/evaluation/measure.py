@@ -38,6 +38,14 @@ class Cases:
     wanted: list[dict[str, str]] | None = None
     attributes: list[dict[str, str]] | None = None
 
+    def take(self, rows: list[int]) -> "Cases":
+        """The cases of some rows only."""
+        lists = (
+            [values[i] for i in rows] if values is not None else None
+            for values in (self.captions, self.wanted, self.attributes)
+        )
+        return Cases(self.images[rows], *lists)
+
     def pairs(self) -> list[str]:
         """Name what each image shows, such as 'red star': captions of one pair are alike."""
         return [" ".join(a[name] for name in PAIR if name in a) for a in self.attributes]
@@ -46,12 +54,24 @@ class Cases:
 def load_cases(config: Config, n: int) -> dict[str, Cases]:
     """Load the first n test images of a configuration's data set, by kinds of captions.
 
-    The kinds are 'seen' and 'held_out' where the data set keeps pairs out of training, else 'test'.
+    The kinds are 'seen' and 'held_out' where the data set keeps pairs out of training, else 'test';
+    scenes of one digit and of two are kinds of their own, with n each.
     """
-    config = replace(config, data=replace(config.data, n_test=n))
-    cases = {"test": cases_of(data.load(config, "test"), n)}
+    digits = config.data.name == "mnist"
+    n_drawn = 3 * n if digits else n  # about half of them have one digit
+    config = replace(config, data=replace(config.data, n_test=n_drawn))
+    cases = {"test": cases_of(data.load(config, "test"), n_drawn)}
     with suppress(ValueError):  # most data sets keep nothing apart
-        cases = {"seen": cases["test"], "held_out": cases_of(data.load(config, "held_out"), n)}
+        apart = cases_of(data.load(config, "held_out"), n_drawn)
+        cases = {"seen": cases["test"], "held_out": apart}
+    if digits:
+        return {
+            f"{kind} {count}": some.take(
+                [i for i, a in enumerate(some.attributes) if a["count"] == count][:n]
+            )
+            for count in ("one", "two")
+            for kind, some in cases.items()
+        }
     if config.data.name != "shapes":
         return cases
     for kind, some in cases.items():  # a caption of shapes may leave the position open

@@ -92,19 +92,10 @@ def paper_protocol(
     }
     if 2 <= len(keep) < len(cosine):
         rest = Candidates(drawn.images[keep], drawn.scores[keep])
-        found["without overlap"] = _section(ruler, take(cases, keep.tolist()), rest, training)
+        found["without overlap"] = _section(ruler, cases.take(keep.tolist()), rest, training)
     if cases.wanted is not None and training.attributes is not None:
         found["cas"] = accuracy_score(cases, drawn, training, judge)
     return found
-
-
-def take(cases: Cases, rows: list[int]) -> Cases:
-    """The cases of some rows only."""
-    lists = (
-        [values[i] for i in rows] if values is not None else None
-        for values in (cases.captions, cases.wanted, cases.attributes)
-    )
-    return Cases(cases.images[rows], *lists)
 
 
 @torch.inference_mode()
@@ -164,9 +155,13 @@ def accuracy_score(
         return [{name: row[name] for name in sorted(names)} for row in rows]
 
     labels = [label for label in only(cases.wanted) for _ in range(P)]
+    # Training images of the same kind only, such as scenes of one digit.
+    true = only(training.attributes)
+    asked = {name: {label[name] for label in labels} for name in names}
+    alike = [i for i, a in enumerate(true) if all(a[name] in asked[name] for name in names)]
     sets = {
         "samples": (drawn.images.flatten(0, 1), labels),
-        "training images": (training.images, only(training.attributes)),
+        "training images": (training.images[alike], [true[i] for i in alike]),
     }
     network = {} if judge is None else {"widths": judge.widths, "blocks": judge.n_blocks}
     found = {}

@@ -44,7 +44,11 @@ ROWS = {
     "best": "best of {}",
 }
 Table = tuple[str, list[str], list[list[str]]]  # title, head, rows
-TITLES = {"seen": "Seen pairs", "held_out": "Held-out pairs"}
+TITLES = {
+    f"{kind}{count}": f"{title}{words}"
+    for kind, title in (("seen", "Seen pairs"), ("held_out", "Held-out pairs"))
+    for count, words in (("", ""), (" one", ", one digit"), (" two", ", two digits"))
+}
 
 
 def report_run(

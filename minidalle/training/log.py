@@ -94,6 +94,23 @@ class Log:
                     home.close()
 
 
+def read_log(path: str | Path) -> dict[str, list[tuple[int, float | None]]]:
+    """Return each metric of a log.jsonl as (updates done, value); None was not finite.
+
+    Raises ValueError for a line that is no such record.
+    """
+    curves: dict[str, list[tuple[int, float | None]]] = {}
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            step = row.pop("step")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number} is not a line of a log: {error}") from None
+        for name, value in row.items():
+            curves.setdefault(name, []).append((step, value))
+    return curves
+
+
 def _lock(file, folder: Path) -> None:
     """Raise ValueError where another process writes this log. The lock dies with its process."""
     try:

@@ -3,11 +3,14 @@
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 
 from minidalle.clip import contrastive_loss
+from minidalle.config import get_config
 from minidalle.data import shapes
-from minidalle.data.lookalikes import Lookalikes
+from minidalle.data.captioned import InMemory
+from minidalle.data.lookalikes import Lookalikes, batches
 
 SCENES = shapes.draw(600, 0)
 STATED = [shapes.read_caption(c) for c in SCENES.captions]
@@ -22,6 +25,28 @@ def test_neighbours_in_a_batch_differ_in_one_attribute():
               for i, j in pairs]  # fmt: skip
     assert np.mean(np.array(differ) <= 1) > 0.2
     assert np.array_equal(rows, families.batch(64, np.random.default_rng(0)))
+
+
+def test_families_of_digits_are_half_of_one_digit_and_differ_in_one_attribute():
+    rng = np.random.default_rng(1)
+    scenes = []
+    for i in range(900):
+        one, two = rng.integers(3, size=2)
+        second = {"second digit": str(two)} if i % 9 else {"second digit": "none"}
+        scenes.append({"count": "two" if i % 9 else "one", "digit": str(one), **second})
+    families = Lookalikes(scenes, scenes)
+    rows = families.batch(300, rng)
+    ones = np.mean([scenes[i]["count"] == "one" for i in rows])
+    assert 0.3 < ones < 0.7, "a ninth of the scenes has one digit"
+    differ = [sum(scenes[i][k] != scenes[j][k] for k in scenes[0]) for i, j in pairwise(rows)]
+    assert np.mean(np.array(differ) <= 1) > 0.4
+
+
+def test_images_that_nobody_described_have_no_lookalikes():
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    bare = InMemory(images, ["a"] * 4, None, "train")
+    with pytest.raises(ValueError, match=r"train_clip\.lookalikes=0 train_clip.rebuilt=0"):
+        batches(bare, get_config("mnist", ["data.name=emoji"]), None, None)
 
 
 def test_a_caption_fits_the_images_that_it_is_true_of():

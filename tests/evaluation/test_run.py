@@ -49,7 +49,7 @@ def mnist(monkeypatch):
 def folder(mnist, monkeypatch, tmp_path):
     """A run of untrained models in place of a trained one."""
     torch.manual_seed(0)
-    captions = load_cases(mnist, 40)["seen"].captions
+    captions = load_cases(mnist, 40)["seen two"].captions
     tokenizer = BPETokenizer.train(captions, mnist.tokenizer.vocab_size)
     models = DiscreteVAE(mnist.dvae), DALLE(mnist.dalle), CLIP(mnist.clip)
     pipeline = Pipeline(tokenizer, *(m.eval() for m in models))
@@ -76,7 +76,7 @@ def test_the_judge_of_a_run_is_made_once_and_then_loaded(mnist, tmp_path, monkey
     }  # fmt: skip
     monkeypatch.setattr(judges, "train_judge", None)
     again = find_judge(mnist, tmp_path)
-    images = load_cases(mnist, 9)["held_out"].images
+    images = load_cases(mnist, 9)["held_out one"].images
     assert made.widths == again.widths == (4, 4, 4, 4) and len(again.read(images)["digit"]) == 9
 
 
@@ -90,6 +90,17 @@ def test_another_size_needs_another_judge_and_unlabelled_images_have_none(
     monkeypatch.setattr(judges.data, "load", lambda config, split: bare)
     emoji = replace(mnist, data=replace(mnist.data, name="emoji"))
     assert find_judge(emoji, tmp_path / "emoji") is None
+
+
+def test_scenes_of_one_digit_and_of_two_are_counted_apart(mnist):
+    cases = load_cases(mnist, 12)
+    assert list(cases) == ["seen one", "held_out one", "seen two", "held_out two"]
+    apart = digits.held_out(digits.DIGITS)
+    for kind, some in cases.items():
+        assert len(some.images) == len(some.captions) == 12
+        assert {a["count"] for a in some.attributes} == {kind.split()[1]}
+        inside = [(a["digit"], a["colour"]) in apart for a in some.attributes]
+        assert all(inside) if kind.startswith("held_out") else not any(inside)
 
 
 def test_a_deeper_judge_is_saved_with_its_norms(tmp_path):
@@ -118,12 +129,13 @@ def test_moved_photographs_keep_their_pixels():
 def test_evaluate_prints_the_toy_s_table_for_digits(folder):
     text = runs.evaluate_run(folder, folder, n=5, candidates=2, seeds=2)
     for kind in ("Seen pairs", "Held-out pairs"):
-        assert f"{kind}, 10 captions: judged right, %" in text
+        for count in ("one digit", "two digits"):
+            assert f"{kind}, {count}, 10 captions: judged right, %" in text
     head = text.splitlines()[1]
     assert all(name in head for name in ("digit", "colour", "second digit", "exact"))
     assert "reconstructions" in text and "best of 2" in text and "exact by seed, %" in text
     numbers = json.loads((folder / "report.json").read_text())
-    found = numbers["kinds"]["held_out"]
+    found = numbers["kinds"]["held_out two"]
     assert numbers["settings"] == {"candidates": 2, "seed": 0, "seeds": 2}
     assert len(found["by_seed"]["one"]) == 2 and found["one"]["exact"]["clusters"] <= 10
     assert set(found["frechet"]) == {"rebuilt", "one", "best", "training"}
@@ -138,8 +150,8 @@ def test_the_paper_s_protocol_runs_on_digits(folder, monkeypatch):
     text = runs.evaluate_run(folder, folder, n=6, candidates=2, protocol="paper")
     assert "by the judge, over blur radius" in text and "trained on" in text
     kinds = json.loads((folder / "protocol.json").read_text())
-    assert set(kinds) == {"seen", "held_out"}
-    assert set(kinds["seen"]["cas"]["samples"]) > {"digit", "colour", "exact"}
+    assert set(kinds) == {"seen one", "seen two", "held_out one", "held_out two"}
+    assert set(kinds["seen two"]["cas"]["samples"]) > {"digit", "colour", "exact"}
     with pytest.raises(ValueError, match="unknown protocol 'fid'"):
         runs.evaluate_run(folder, folder, protocol="fid")
 
