@@ -64,7 +64,7 @@ MNIST = dict(
     data=dict(name="mnist", n_train=60_000, n_test=10_000),
     tokenizer=dict(vocab_size=512, dropout=0.0),
     dvae=dict(image_size=32, n_hid=32, n_blocks=1, n_pools=2, vocab_size=256, n_init=64, beta=0.3,
-              beta_steps=2000, tau=1 / 4, tau_steps=7000, min_log_b=0.0, gain=1.0,
+              beta_steps=2000, tau=1 / 4, tau_steps=8000, min_log_b=0.0, gain=1.0,
               spread_codes=True),
     dalle=dict(text_vocab=512, text_len=25, image_vocab=256, grid=8, n_layers=4, n_heads=4,
                head_dim=32, kernel=3, caption_dropout=0.1, residual_init=0.0),
@@ -72,7 +72,7 @@ MNIST = dict(
               vocab_size=514, context_length=26, text_width=64, text_layers=2, text_heads=2,
               embed_dim=64),
     train_dvae=dict(
-        steps=7000, batch_size=8, lr=3e-3, lr_end=3e-5, warmup=100, weight_decay=1e-4,
+        steps=8000, batch_size=8, lr=3e-3, lr_end=3e-5, warmup=100, weight_decay=1e-4,
         clip_norm=1.0, precision="auto", eval_every=1000, save_every=1000),
     train_dalle=dict(
         steps=3000, batch_size=32, lr=5e-3, lr_end=0.0, muon_lr=0.025, fall=0.8, warmup=50,
