@@ -7,6 +7,7 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, table 1 and appendices B, D and E.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -41,6 +42,7 @@ def states(c: DALLEConfig) -> int:
     return c.text_len + c.grid**2
 
 
+@lru_cache
 def pairs(c: DALLEConfig, kind: str) -> int:
     """Return how many (query, key) pairs the mask of one kind of layer allows."""
     position = torch.arange(states(c))

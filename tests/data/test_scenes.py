@@ -12,14 +12,14 @@ from minidalle.data.scenes import LAYOUTS, OBJECTS, RELATIONS, Scene, Wanted
 
 @pytest.mark.parametrize("split", scenes.SPLITS)
 def test_every_caption_is_true_of_its_scene(split):
-    drawn = scenes.draw(300, 0, split)
+    drawn = scenes.draw(150, 0, split)
     for caption, scene in zip(drawn.captions, drawn.scenes, strict=True):
         marks = scenes.shows(scenes.read_caption(caption), scenes.labels(scene))
         assert marks["exact"], caption
 
 
 def test_training_holds_no_held_out_pair_and_no_held_out_binding():
-    for scene in scenes.draw(1500, 0, "train").scenes:
+    for scene in scenes.draw(500, 0, "train").scenes:
         assert scenes.split_of(scene) == "seen"
     for split in ("held_out", "bindings"):
         assert {scenes.split_of(s) for s in scenes.draw(100, 0, split).scenes} == {split}

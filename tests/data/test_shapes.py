@@ -25,19 +25,27 @@ def test_a_seed_gives_the_same_scenes_and_more_of_them_begin_alike():
     assert few.images.shape == (20, 3, 32, 32) and few.images.dtype == torch.uint8
 
 
-def test_held_out_pairs_never_occur_in_training_and_alone_in_their_split():
+@pytest.fixture(scope="module")
+def scenes():
+    return draw(1500)
+
+
+def test_held_out_pairs_never_occur_in_training_and_alone_in_their_split(scenes):
     assert len(HELD_OUT) == len(SHAPES) * len(COLOURS) / 8
     for axis in (0, 1):  # every shape and every colour is seen with other partners
         assert len({pair[axis] for pair in HELD_OUT}) == 8
-    pairs = {s: {(a["shape"], a["colour"]) for a in draw(3000, split=s).attributes}
-             for s in ("train", "test", "held_out")}  # fmt: skip
+    drawn = {
+        "train": scenes,
+        "test": draw(500, split="test"),
+        "held_out": draw(200, split="held_out"),
+    }
+    pairs = {s: {(a["shape"], a["colour"]) for a in d.attributes} for s, d in drawn.items()}
     assert pairs["train"].isdisjoint(HELD_OUT) and pairs["test"].isdisjoint(HELD_OUT)
     assert pairs["held_out"] == HELD_OUT
     assert len(pairs["train"]) == 64 - len(HELD_OUT)
 
 
-def test_every_caption_states_the_truth_in_at_most_31_words_and_spaces():
-    scenes = draw(2000)
+def test_every_caption_states_the_truth_in_at_most_31_words_and_spaces(scenes):
     left_open = 0
     for caption, attributes in zip(scenes.captions, scenes.attributes, strict=True):
         stated = read_caption(caption)
@@ -45,12 +53,11 @@ def test_every_caption_states_the_truth_in_at_most_31_words_and_spaces():
         assert stated.items() <= attributes.items()
         assert set(attributes) - set(stated) <= {"position"}
         assert 2 * len(caption.replace(",", " ,").split()) - 1 <= 31
-    assert 0.1 < left_open / 2000 < 0.25  # one template in six leaves the position open
+    assert 0.1 < left_open / 1500 < 0.25  # one template in six leaves the position open
     assert len(set(scenes.captions)) > 1000
 
 
-def test_all_values_of_all_attributes_are_drawn():
-    scenes = draw(2000)
+def test_all_values_of_all_attributes_are_drawn(scenes):
     for name, values in ATTRIBUTES.items():
         assert {a[name] for a in scenes.attributes} == set(values)
 

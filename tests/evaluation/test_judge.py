@@ -30,7 +30,7 @@ def test_the_shipped_judge_reads_unseen_scenes(judge):
 
 def test_the_judge_agrees_with_the_nearest_rendering(judge):
     """A second opinion with nothing learnt, on scenes that look like reconstructions."""
-    scenes = true_scenes(150, UNSEEN + 1)
+    scenes = true_scenes(100, UNSEEN + 1)
     x = roughen(scenes.images / 255, torch.Generator().manual_seed(0))
     nearest, read = matcher.read(x), judge.read(x)
     agree = [all(read[k][i] == nearest[k][i] for k in read) for i in range(len(x))]

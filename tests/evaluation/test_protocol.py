@@ -52,7 +52,7 @@ def found(judge):
     drawn = Candidates(images, torch.tensor([0.1, 0.2, 0.3, 0.4]).expand(60, 4))
     pipeline = Pipeline(None, None, None, PixelEyes())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(protocol, "CAS_STEPS", 40)
+        patch.setattr(protocol, "CAS_STEPS", 16)
         return protocol.paper_protocol(pipeline, judge, cases, drawn, training, overlap=0.99998)
 
 
