@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from minidalle import data, plot, stages
+from minidalle import cli_generate, data, plot, stages
 from minidalle.config import PRESETS, STAGES, Config, get_config
 from minidalle.evaluation import demo
 from minidalle.evaluation.metrics import nearest_psnr
@@ -37,7 +37,7 @@ EXAMPLES = {
 HELP = {
     "data": "find or download the data set, show what is in it",
     "tokenizer": "learn the byte-pair tokenizer from the captions",
-    "dvae": "train the discrete VAE, or convert the released one (--from-openai)",
+    "dvae": "train the discrete VAE, or take a published image tokenizer (--model)",
     "dalle": "train the transformer over text and image tokens",
     "clip": "train the reranker",
     "generate": "draw images for a caption",
@@ -102,20 +102,8 @@ def _add_scale(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_special(verbs: dict[str, argparse.ArgumentParser]) -> None:
-    verbs["dvae"].add_argument(
-        "--from-openai", nargs=2, metavar=("ENCODER", "DECODER"), help="the released .pkl files"
-    )
-    generate = verbs["generate"]
-    generate.add_argument("caption", help="what to draw")
-    generate.add_argument("-n", type=int, default=8, help="images to keep (default 8)")
-    generate.add_argument("--candidates", type=int, help="draw so many, keep the best n by CLIP")
-    generate.add_argument("--temperature", type=float, default=1.0)
-    generate.add_argument("--top-k", type=int)
-    generate.add_argument("--top-p", type=float)
-    generate.add_argument("--guidance", type=float, default=1.0)
-    generate.add_argument("--bfloat16", action="store_true", help="read half the bytes a token")
-    generate.add_argument("--compile", action="store_true", help="for many images on a GPU")
-    generate.add_argument("--out", default="samples.png", help="a .png file (default samples.png)")
+    cli_generate.add_model(verbs["dvae"])
+    cli_generate.add_options(verbs["generate"])
     evaluate = verbs["evaluate"]
     evaluate.add_argument("--vote", nargs=2, metavar=("RUN_A", "RUN_B"), help="a blind vote page")
     evaluate.add_argument("--count", nargs="+", metavar="FILE", help="vote_key.json and the CSVs")
@@ -243,8 +231,8 @@ def run_tokenizer(args: argparse.Namespace) -> None:
 def run_model(args: argparse.Namespace) -> None:
     """Train the dVAE, the transformer or CLIP; under torchrun over several processes."""
     stage = args.verb
-    if getattr(args, "from_openai", None):
-        return _convert_openai(args)
+    if getattr(args, "model", None):
+        return cli_generate.take_codebook(args, _run_folder(args) / "dvae")
     config, run = _config(args), _run_folder(args)
     options = (args.update_in_backward, args.bfloat16_weights, args.float16, args.fixed_q)
     needs_scale = any(options) or args.compress
@@ -290,35 +278,9 @@ def _next_command(stage: str, args: argparse.Namespace, config: Config) -> str:
     return f"minidalle generate {shlex.quote(caption)} {_options(args, overrides=False)}"
 
 
-def _convert_openai(args: argparse.Namespace) -> None:
-    from minidalle.published.openai_dvae import convert  # reads pickles; nothing else needs it
-
-    folder = _run_folder(args) / "dvae"
-    convert(*args.from_openai, folder)
-    print(f"Wrote {folder / 'model.safetensors'}: the released dVAE, 8192 codes.")
-
-
 def run_generate(args: argparse.Namespace) -> None:
     """Draw candidates, keep the best, write a sheet."""
-    from minidalle.generate import Pipeline
-
-    if Path(args.out).suffix.lower() != ".png":
-        raise ValueError(f"--out must end in .png, got {args.out!r}")
-    run = _find_run(args)
-    dtype = torch.bfloat16 if args.bfloat16 else torch.float32
-    pipeline = Pipeline.load(run, device=args.device, dtype=dtype)
-    if words := data.unseen_words(pipeline.tokenizer, run / "tokenizer", args.caption):
-        print(f"No training caption has {' or '.join(words)}: that is a guess.", file=sys.stderr)
-    generator = torch.Generator().manual_seed(args.seed or 0)
-    images, scores = pipeline.generate(
-        args.caption, n=args.n, candidates=args.candidates, temperature=args.temperature,
-        top_k=args.top_k, top_p=args.top_p, guidance=args.guidance, generator=generator,
-        compile=args.compile,
-    )  # fmt: skip
-    figure = plot.show_images(images.cpu(), title=args.caption, side=1.1)
-    path = plot.save(figure, args.out)
-    shown = ", ".join(f"{s:.3f}" for s in scores.tolist())
-    print(f"Wrote {path}: {len(images)} images from {run}, best first; CLIP scores {shown}.")
+    cli_generate.run(args, args.model or _find_run(args))
 
 
 def _find_run(args: argparse.Namespace) -> Path:

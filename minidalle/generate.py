@@ -6,7 +6,7 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.6 (candidates and their 
 al. 2022, arXiv:2203.13131); Holtzman et al. 2020, arXiv:1904.09751 (nucleus).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
+from minidalle import published
 from minidalle.models import load
 from minidalle.tokenizer import PAD
 
@@ -63,7 +64,7 @@ def sample(
         prompt = torch.cat([prompt, prompt]) if len(prompt) > 1 else prompt
     decoder = prior.decoder(text, n // captions, prompt, cached=use_cache, compile=compile)
 
-    for cell in range(p, cells):
+    for cell in tqdm(range(p, cells), "tokens", leave=False, delay=2, disable=None):
         last = tokens[:, cell - 1] if cell else None
         if guided and last is not None:
             last = torch.cat([last, last])
@@ -157,8 +158,7 @@ def _prompt(prompt: Tensor | None, n: int, cells: int, vocab: int) -> Tensor:
         return torch.zeros(1, 0, dtype=torch.int64)
     prompt = prompt[None] if prompt.ndim == 1 else prompt
     if prompt.ndim != 2 or len(prompt) not in (1, n) or prompt.shape[1] > cells:
-        shape = tuple(prompt.shape)
-        raise ValueError(f"prompt must be (p,) or ({n}, p) with p up to {cells}, got {shape}")
+        raise ValueError(f"prompt must be (p,) or ({n}, p <= {cells}), got {tuple(prompt.shape)}")
     return _check_ids("prompt", prompt, vocab, 0)
 
 
@@ -187,12 +187,16 @@ class Pipeline:
         folder: str | Path,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        weights: str | Path | None = None,
     ) -> "Pipeline":
-        """Load the models of a run, such as runs/toy; clip may be missing.
+        """Load the models of a run, such as runs/toy, or a published model by its name.
 
-        dtype: of the prior's weights; bfloat16 halves the bytes that each token reads.
-        Raises ValueError where another stage is, with the command that trains it.
+        dtype: of the prior's weights; bfloat16 halves the bytes that each token reads. weights:
+        the folder with the files of a published model; None fetches them.
+        Raises ValueError where a stage other than clip is missing, with the command that trains it.
         """
+        if folder in published.CHECKPOINTS:
+            return cls(*published.load(str(folder), weights, dtype, device))
         parts = [load(folder, stage, device) for stage in ("tokenizer", "dvae", "dalle")]
         parts[2].to(dtype)
         if (Path(folder) / "clip" / "model.safetensors").exists():
@@ -213,11 +217,12 @@ class Pipeline:
         batch_size: int = 64,
         progress: bool = True,
         compile: bool = False,
+        finished: Callable[[Tensor], object] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Sample `candidates` images (n by default) and return the n that the reranker likes best.
 
         prompt: (p,) leading image tokens; other arguments as `sample`. Ctrl-C ends the sampling
-        and keeps the finished batches.
+        and keeps the finished batches; `finished` is called with all images after each batch.
         Returns images (n, 3, H, W) float32 in [0, 1] and their scores (n,), best first: the
         cosine of image and caption, NaN without a reranker. On the CPU, whatever the device.
         Raises ValueError for an empty or over-long caption, or candidates without a reranker.
@@ -239,6 +244,8 @@ class Pipeline:
                     size = min(batch_size, candidates - start)
                     images.append(self.decode(sample(self.prior, text, size, **options)))
                     bar.update(size)
+                    if finished:
+                        finished(torch.cat(images))
         except KeyboardInterrupt:
             if not images:
                 raise

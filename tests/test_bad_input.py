@@ -397,9 +397,14 @@ dvae n_layers
 dvae --run {binary_file}
 dvae --run {binary_file}/x
 dvae --run /proc/minidalle
-dvae --from-openai {binary_file}
-dvae --from-openai {binary_file} {binary_file}
-dvae --from-openai {missing} {missing}
+dvae --model
+dvae --model nothing
+dvae --model openai-clip --weights {missing}
+dvae --model openai-dvae --weights {binary_file}
+dvae --model openai-dvae --weights {folder}
+generate red --model vqgan-f16-1024 --weights {folder}
+generate red --run {run} --clip {folder}
+generate red --run {run} --batch 0
 dvae --data {missing}
 dvae --data {folder}
 dvae --data {binary_file}

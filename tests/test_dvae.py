@@ -23,7 +23,10 @@ from minidalle.dvae import (
     map_pixels,
     unmap_pixels,
 )
-from minidalle.published.openai_dvae import convert, read_state
+from minidalle.models import load
+from minidalle.published import save_codebook
+from minidalle.published.openai_dvae import load as load_released
+from minidalle.published.openai_dvae import read_state
 from minidalle.training.spread import spread_codes
 
 TINY = replace(get_config("toy").dvae, n_hid=16, vocab_size=32, n_init=8)
@@ -209,8 +212,8 @@ def released_pair(tmp_path):
 
 def test_the_released_dvae_is_converted_and_equals_openais_code(tmp_path):
     dall_e, encoder, decoder = released_pair(tmp_path)
-    model = convert(tmp_path / "encoder.pkl", tmp_path / "decoder.pkl", tmp_path / "dvae")
-    assert (tmp_path / "dvae" / "model.safetensors").is_file()
+    save_codebook(load_released(tmp_path).codebook, tmp_path / "dvae")
+    model = load(tmp_path, "dvae")
     images = torch.rand(1, 3, 256, 256)
     with torch.no_grad():
         want = encoder(dall_e.map_pixels(images))
@@ -223,9 +226,11 @@ def test_the_released_dvae_is_converted_and_equals_openais_code(tmp_path):
 
 def test_swapped_files_are_refused(tmp_path):
     released_pair(tmp_path)
-    with pytest.raises(ValueError, match=r"right order|does not fit"):
-        convert(tmp_path / "decoder.pkl", tmp_path / "encoder.pkl", tmp_path / "dvae")
-    assert not (tmp_path / "dvae").exists()
+    (tmp_path / "encoder.pkl").rename(tmp_path / "aside")
+    (tmp_path / "decoder.pkl").rename(tmp_path / "encoder.pkl")
+    (tmp_path / "aside").rename(tmp_path / "decoder.pkl")
+    with pytest.raises(ValueError, match=r"encoder\.pkl"):
+        load_released(tmp_path)
 
 
 class Hostile:
@@ -251,7 +256,7 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path):
 def test_other_files_are_named(tmp_path, content):
     path = tmp_path / "encoder.pkl"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"encoder\.pkl is not the released dVAE"):
+    with pytest.raises(ValueError, match=r"encoder\.pkl is no readable checkpoint"):
         read_state(path)
     with pytest.raises(FileNotFoundError, match="no file"):
         read_state(tmp_path / "missing.pkl")

@@ -290,8 +290,8 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_p():
         (dict(text=[1] * 6), "up to 5 ids"),
         (dict(text=torch.zeros(3, 5)), r"\(2, 5\), got shape \(3, 5\)"),
         (dict(text=[20]), "below 20, got -1 to 20"),
-        (dict(prompt=torch.zeros(17, dtype=torch.long)), "p up to 16"),
-        (dict(prompt=torch.zeros(3, 2, dtype=torch.long)), r"\(2, p\)"),
+        (dict(prompt=torch.zeros(17, dtype=torch.long)), "p <= 16"),
+        (dict(prompt=torch.zeros(3, 2, dtype=torch.long)), r"\(2, p"),
         (dict(prompt=torch.tensor([12])), "below 12, got 12 to 12"),
     ],
 )

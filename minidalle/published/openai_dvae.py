@@ -4,15 +4,15 @@ Source: github.com/openai/DALL-E (encoder.pkl, decoder.pkl); torch's restricted 
 """
 
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
 
-from minidalle.config import DVAEConfig, get_config, replace, to_json
+from minidalle.config import DVAEConfig, replace
 from minidalle.dvae import DiscreteVAE
-from minidalle.files import save_model
+from minidalle.published.weights import Parts, Record, fill, read
 
+HALVES = ("encoder", "decoder")
 # Everything that the two files may name. Each becomes an inert Record, whatever its name.
 CLASSES = (
     "dall_e.encoder.Encoder",
@@ -27,12 +27,6 @@ CLASSES = (
     "torch.nn.modules.linear.Identity",
 )
 
-UNREADABLE = (UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError, TypeError)
-
-
-class Record:
-    """Stands in for a class named in the file: holds the attributes, has no behaviour."""
-
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """Return the parameters of a pickled module by their names, float32 on the CPU.
@@ -40,28 +34,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     Raises FileNotFoundError, or ValueError where the file is not such a module or names anything
     besides CLASSES and tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; give the downloaded encoder.pkl and decoder.pkl")
-    allowed = [(type("Record", (Record,), {}), name) for name in CLASSES]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            module = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        AttributeError,
-        TypeError,
-    ) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = lines[-1]
-        raise ValueError(f"{path} is not the released dVAE, and was not run: {reason}") from error
+    module = read(path, CLASSES)
     if not isinstance(module, Record):
-        raise ValueError(
-            f"{path} holds a {type(module).__name__}, not a pickled encoder or decoder"
-        )
+        raise ValueError(f"{path} holds a {type(module).__name__}, not the released dVAE")
     state: dict[str, Tensor] = {}
     _collect(module, "", state)
     return state
@@ -93,23 +68,19 @@ def sizes(encoder: dict[str, Tensor], decoder: dict[str, Tensor]) -> DVAEConfig:
         raise ValueError(f"no layer {error}: are encoder and decoder in the right order?") from None
 
 
-def convert(encoder_path: str | Path, decoder_path: str | Path, folder: str | Path) -> DiscreteVAE:
-    """Write the released dVAE as folder/model.safetensors and config.json; return the model.
+def make() -> Parts:
+    """Make the model without weights."""
+    return Parts(codebook=DiscreteVAE(DVAEConfig()))
 
-    Raises ValueError where the two files do not make one dVAE.
+
+def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Parts:
+    """Load the dVAE from a folder that holds encoder.pkl and decoder.pkl, always in float32.
+
+    Raises FileNotFoundError, or ValueError where the two files do not make one dVAE.
     """
-    encoder, decoder = read_state(encoder_path), read_state(decoder_path)
-    config = sizes(encoder, decoder)
-    model = DiscreteVAE(config)
-    for part, state, path in (
-        (model.encoder, encoder, encoder_path),
-        (model.decoder, decoder, decoder_path),
-    ):
-        try:
-            part.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"{path} does not fit: {' '.join(str(error).split())}") from None
-    preset = get_config("12b")
-    dalle = replace(preset.dalle, image_vocab=config.vocab_size, grid=config.grid)
-    save_model(folder, model.state_dict(), to_json(replace(preset, dvae=config, dalle=dalle)))
-    return model.eval()
+    paths = [Path(folder) / f"{half}.pkl" for half in HALVES]
+    encoder, decoder = map(read_state, paths)
+    model = DiscreteVAE(sizes(encoder, decoder))
+    fill(model.encoder, encoder, paths[0])
+    fill(model.decoder, decoder, paths[1])
+    return Parts(codebook=model.eval().requires_grad_(False))

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "evaluation": {"street", "data", "plot", "files", "training"},
     "codebooks": {"config"},
     "priors": {"config", "tokenizer", "transformer", "attention"},
-    "published": {"config", "files", "tokenizer", "dvae", "clip", "dalle", "transformer"},
+    "published": {"config", "files", "tokenizer", "dvae", "clip", "cache", "codebooks", "priors"},
     "plot": {"files"},
     "notebook": {"street"},
 }

@@ -1,0 +1,77 @@
+"""The verb `generate`: its options, and published models in a run's place.
+
+Source: this project.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from minidalle import plot, published
+from minidalle.generate import Pipeline
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a published model."""
+    names = ", ".join(published.CHECKPOINTS)
+    parser.add_argument("--model", metavar="NAME", help=f"a published model: {names}")
+    parser.add_argument("--weights", metavar="FOLDER", help="its files (default: fetched)")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `generate`."""
+    add_model(parser)
+    parser.add_argument("--clip", metavar="FOLDER", help="OpenAI's CLIP, to choose candidates")
+    parser.add_argument("caption", help="what to draw")
+    parser.add_argument("-n", type=int, default=8, help="images to keep (default 8)")
+    parser.add_argument("--candidates", type=int, help="draw so many, keep the best n by CLIP")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--top-p", type=float)
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--bfloat16", action="store_true", help="read half the bytes a token")
+    parser.add_argument("--float16", action="store_true", help="the same, for older GPUs")
+    parser.add_argument("--batch", type=int, default=64, help="images at once (default 64)")
+    parser.add_argument("--compile", action="store_true", help="for many images on a GPU")
+    parser.add_argument("--out", default="samples.png", help="a .png file (default samples.png)")
+
+
+def take_codebook(args: argparse.Namespace, folder: Path) -> None:
+    """Put a published image tokenizer where a run's first stage leaves its own."""
+    print(published.describe(args.model, torch.float32, "codebook"))
+    codebook = published.load(args.model, args.weights).codebook
+    published.save_codebook(codebook, folder)
+    grid, codes = codebook.config.grid, codebook.config.vocab_size
+    print(f"Wrote {folder / 'model.safetensors'}: {grid} x {grid} tokens of {codes} codes.")
+
+
+def run(args: argparse.Namespace, source: str | Path) -> None:
+    """Draw candidates from a run or a published model, keep the best, write a sheet."""
+    if Path(args.out).suffix.lower() != ".png":
+        raise ValueError(f"--out must end in .png, got {args.out!r}")
+    pipeline = load(args, source)
+
+    def show(images: torch.Tensor) -> Path:
+        return plot.save(plot.show_images(images, title=args.caption, side=1.1), args.out)
+
+    images, scores = pipeline.generate(
+        args.caption, n=args.n, candidates=args.candidates, temperature=args.temperature,
+        top_k=args.top_k, top_p=args.top_p, guidance=args.guidance,
+        generator=torch.Generator().manual_seed(args.seed or 0), batch_size=args.batch,
+        compile=args.compile, finished=show,
+    )  # fmt: skip
+    shown = ", ".join(f"{s:.3f}" for s in scores.tolist())
+    path = show(images)
+    print(f"Wrote {path}: {len(images)} images from {source}, best first; CLIP scores {shown}.")
+
+
+def load(args: argparse.Namespace, source: str | Path) -> Pipeline:
+    """Load the pipeline; of a published model, say first what it needs."""
+    dtype = torch.bfloat16 if args.bfloat16 else torch.float16 if args.float16 else torch.float32
+    if args.model:
+        print(published.describe(args.model, dtype, "codebook", "prior"))
+    pipeline = Pipeline.load(source, args.device, dtype, args.weights)
+    if args.clip or (args.model and (args.candidates or 0) > args.n):
+        pipeline.reranker = published.load("openai-clip", args.clip, device=args.device).reranker
+    return pipeline

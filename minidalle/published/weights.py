@@ -1,0 +1,162 @@
+"""Read tensors that others saved without running anything in the file, and fill a model strictly.
+
+Source: torch's restricted unpickler (`torch.load` with weights_only); for TorchScript archives
+https://github.com/pytorch/pytorch/blob/main/torch/csrc/jit/docs/serialization.md.
+"""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from minidalle.files import load_tensors
+
+# What a checkpoint of PyTorch Lightning names beside its tensors. It becomes an inert Record.
+LIGHTNING = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
+UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError,
+    AttributeError, TypeError, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+class Parts(NamedTuple):
+    """What `generate.Pipeline` is made of; None where a published model does not bring it."""
+
+    tokenizer: object = None
+    codebook: nn.Module | None = None
+    prior: nn.Module | None = None
+    reranker: nn.Module | None = None
+
+
+class Record:
+    """Stands in for a class named in a file: holds the attributes, has no behaviour."""
+
+
+class ScriptReader(pickle.Unpickler):
+    """Reads the attributes of a TorchScript archive; its code is neither compiled nor run."""
+
+    def __init__(self, archive: zipfile.ZipFile, root: str):
+        super().__init__(archive.open(f"{root}/data.pkl"))
+        self.archive, self.root = archive, root
+
+    def find_class(self, module: str, name: str):
+        """Return what stands for a name in the file: a Record for each class of the archive."""
+        if module.split(".")[0] == "__torch__":
+            return type("Record", (Record,), {})
+        if module == "torch.jit._pickle":
+            return lambda value, *_: value  # lists with a type
+        known = {
+            "torch._utils._rebuild_tensor_v2": lambda data, start, size, stride, *_: (
+                data.as_strided(size, stride, start)
+            ),
+            "collections.OrderedDict": OrderedDict,
+            "torch.FloatStorage": torch.float32,
+            "torch.HalfStorage": torch.float16,
+            "torch.LongStorage": torch.int64,
+        }
+        if f"{module}.{name}" not in known:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return known[f"{module}.{name}"]
+
+    def persistent_load(self, key: tuple) -> Tensor:
+        """Return the numbers of one storage, on the CPU; its checksum is the archive's."""
+        _, dtype, name, _, _ = key
+        content = self.archive.read(f"{self.root}/data/{name}")
+        return torch.frombuffer(bytearray(content), dtype=dtype)
+
+
+def read(path: str | Path, inert: Sequence[str] = LIGHTNING) -> object:
+    """Return what a file of torch.save, safetensors or TorchScript holds; tensors on the CPU.
+
+    inert: the classes that the file may name besides tensors; each becomes a Record.
+    Raises FileNotFoundError, or ValueError where the file is damaged or names anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    if path.suffix == ".safetensors":
+        return load_tensors(path)[0]
+    try:
+        if root := _script_root(path):
+            with zipfile.ZipFile(path) as archive:
+                return ScriptReader(archive, root).load()
+        with torch.serialization.safe_globals([(type("R", (Record,), {}), n) for n in inert]):
+            mmap = zipfile.is_zipfile(path)  # read when it is needed; old files are no archives
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except UNREADABLE as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise ValueError(f"{path} is no readable checkpoint, and was not run: {reason}") from error
+
+
+def _script_root(path: Path) -> str:
+    """The folder inside a TorchScript archive, or '' where the file is something else."""
+    if not zipfile.is_zipfile(path):
+        return ""
+    with zipfile.ZipFile(path) as archive:
+        roots = [n.removesuffix("/constants.pkl") for n in archive.namelist()]
+    return next((root for root in roots if "/" not in root), "")
+
+
+def read_state(path: str | Path, ignore: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by name; those of a Lightning file lie in 'state_dict'.
+
+    ignore: names that start so are left out. Errors as `read`, or ValueError where something
+    else than a tensor has a name.
+    """
+    content = read(path)
+    if isinstance(content, Record):  # a TorchScript module
+        state = dict(_tensors(content))
+    elif isinstance(content, dict):
+        state = content.get("state_dict", content)
+    else:
+        raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name")
+    state = {k: v for k, v in state.items() if not str(k).startswith(tuple(ignore))}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
+    return state
+
+
+def _tensors(module: Record, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor):
+            yield prefix + name, value
+        elif isinstance(value, Record):
+            yield from _tensors(value, f"{prefix}{name}.")
+
+
+def fill(
+    model: nn.Module, state: dict[str, Tensor], path: Path, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """Give a model, which may be on the meta device, the tensors read from `path`.
+
+    Returns it for evaluation. Raises ValueError, naming file and key, where a tensor is missing,
+    has another shape, or is one too many.
+    """
+    for name, slot in model.state_dict().items():
+        if name not in state:
+            raise ValueError(f"{path} lacks {name}")
+        if state[name].shape != slot.shape:
+            found, want = tuple(state[name].shape), tuple(slot.shape)
+            raise ValueError(f"{path}: {name} is {found}, but must be {want}")
+    if extra := state.keys() - model.state_dict().keys():
+        raise ValueError(f"{path} holds {min(extra)}, which is no part of this model")
+    model.load_state_dict({name: x.to(dtype) for name, x in state.items()}, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def pick(folder: str | Path, names: Iterable[str]) -> Path:
+    """Return the first file of these names that a folder holds.
+
+    Raises FileNotFoundError, with the names, where it holds none.
+    """
+    names = list(names)
+    for path in (Path(folder) / name for name in names):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"no {' or '.join(names)} in {folder}")
