@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from minidalle.config import CODEBOOKS, get_config, replace, to_json
+from minidalle.config import DVAEConfig, get_config, replace, to_json
 from minidalle.files import digest, find, places, save_model
 from minidalle.published import openai_clip, openai_dvae, vqgan
 from minidalle.published.weights import Parts
@@ -153,7 +153,7 @@ def fetch(name: str) -> Path:
 def save_codebook(codebook: nn.Module, folder: str | Path) -> None:
     """Write an image tokenizer as the first stage of a run: model.safetensors and config.json."""
     sizes = codebook.config
-    kind = next(kind for kind, sort in CODEBOOKS.items() if type(sizes) is sort)
+    kind = "dvae" if isinstance(sizes, DVAEConfig) else "vqgan"
     preset = get_config("12b")
     dalle = replace(preset.dalle, image_vocab=sizes.vocab_size, grid=sizes.grid)
     data = replace(preset.data, image_size=sizes.image_size)
