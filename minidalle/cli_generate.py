@@ -4,11 +4,12 @@ Source: this project.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 
-from minidalle import plot, published
+from minidalle import data, plot, published
 from minidalle.generate import Pipeline
 
 
@@ -51,6 +52,9 @@ def run(args: argparse.Namespace, source: str | Path) -> None:
     if Path(args.out).suffix.lower() != ".png":
         raise ValueError(f"--out must end in .png, got {args.out!r}")
     pipeline = load(args, source)
+    vocabulary = Path(source) / "tokenizer"
+    if words := data.unseen_words(pipeline.tokenizer, vocabulary, args.caption):
+        print(f"No training caption has {' or '.join(words)}: that is a guess.", file=sys.stderr)
 
     def show(images: torch.Tensor) -> Path:
         return plot.save(plot.show_images(images, title=args.caption, side=1.1), args.out)
