@@ -2,13 +2,14 @@
 
 What is written depends on the code alone, so nothing changes on disk where
 nothing changed in the code: no times, no widgets, no version of the reader's
-Python. A figure's alternative text is its cell's metadata "alt", where
-nbconvert reads it; it is copied to where MyST-NB does. Figures are stored in
-256 colours, a third of the bytes.
+Python. Addresses are those of docs/links.py. A figure's alternative text is its
+cell's metadata "alt", where nbconvert reads it; it is copied to where MyST-NB
+does. Figures are stored in 256 colours, a third of the bytes.
 """
 
 import sys
 from base64 import b64decode, b64encode
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from nbclient import NotebookClient
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "docs"))
+links = import_module("links")
+
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE = {
     "file_extension": ".py",
@@ -29,8 +33,10 @@ LANGUAGE = {
 def execute(path: Path) -> None:
     """Run one notebook in its own folder and write it back."""
     notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        cell.source = links.relink(cell.source)
     run = {"path": path.parent}
-    options = dict(timeout=600, startup_timeout=300, kernel_name="python3")
+    options = dict(timeout=1800, startup_timeout=300, kernel_name="python3")
     options |= dict(record_timing=False, coalesce_streams=True)
     NotebookClient(notebook, resources={"metadata": run}, **options).execute()
     notebook.metadata = {"kernelspec": KERNEL, "language_info": LANGUAGE}

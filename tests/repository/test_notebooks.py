@@ -1,6 +1,7 @@
 """Every notebook is whole: executed, small, described, and held against the package."""
 
 import ast
+import importlib.util
 import re
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+SPEC = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
+execute = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(execute)
 NAMES = (
     "00_tour", "01_bpe", "02_dvae", "03_sparse_attention", "04_dalle", "05_clip", "06_generate",
     "07_scaling",
@@ -59,6 +63,16 @@ def checks(notebook) -> int:
 
 def test_the_folder_holds_the_eight_notebooks():
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == list(NAMES)
+
+
+def test_executing_a_notebook_gives_it_the_addresses_of_the_one_place(tmp_path):
+    path = tmp_path / "02_dvae.ipynb"
+    elsewhere = "https://colab.research.google.com/github/someone/else/blob/old/notebooks/"
+    cell = nbformat.v4.new_markdown_cell(f"[open]({elsewhere}{path.name})")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    execute.execute(path)
+    found = nbformat.read(path, as_version=4).cells[0].source
+    assert found == f"[open]({execute.links.colab('02_dvae')})"
 
 
 @every

@@ -1,5 +1,6 @@
 """docs/paper.md, the annotated paper, held against the repository."""
 
+import json
 import re
 from pathlib import Path
 
@@ -26,6 +27,19 @@ def test_every_name_is_in_the_module_before_it():
         source = (ROOT / file).read_text(encoding="utf-8")
         wanted = re.findall(r"`(\w+)`", names)
         missing += [f"{file}: {name}" for name in wanted if not re.search(rf"\b{name}\b", source)]
+    assert missing == []
+
+
+def test_every_heading_is_in_its_notebook():
+    links = re.findall(LINK.format("notebooks"), TEXT)
+    named = re.findall(LINK.format("notebooks") + r" \*([^*]+)\*", TEXT)
+    assert len(named) == len(links) > 50, "every link to a lesson names its heading"
+    missing = []
+    for file, heading in named:
+        cells = json.loads((ROOT / file).read_text(encoding="utf-8"))["cells"]
+        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        if heading not in re.findall(r"^#+ (.+)$", text, re.M):
+            missing.append(f"{file}: {heading}")
     assert missing == []
 
 
