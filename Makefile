@@ -11,7 +11,7 @@ else
 PY := .venv/bin/python
 READY := .venv/ready
 endif
-BASE := $(firstword $(foreach p,python3 python3.12 python3.11,$(if $(shell $(p) -c "import sys; assert sys.version_info >= (3, 11)" 2>/dev/null && echo yes),$(p))))
+BASE := $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if $(shell $(p) -c "import sys; assert sys.version_info >= (3, 11)" 2>/dev/null && echo yes),$(p))))
 
 demo: $(READY)
 	$(PY) -m minidalle demo $(if $(THREADS),--threads $(THREADS))

@@ -94,3 +94,10 @@ def test_citation_changelog_and_package_speak_of_the_same_version_and_place():
     assert f"\nversion: {project['version']}\n" in citation
     assert re.search(r"^## (\S+)", changes, re.M).group(1) == project["version"]
     assert f"\nrepository-code: {links.REPOSITORY}\n" in citation
+
+
+def test_the_wheel_holds_every_folder_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = [path.parent for path in (ROOT / "minidalle").rglob("__init__.py")]
+    names = [".".join(folder.relative_to(ROOT).parts) for folder in folders]
+    assert project["tool"]["setuptools"]["packages"] == sorted([*names, "minidalle.shipped"])
