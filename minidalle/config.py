@@ -22,7 +22,7 @@ STAGES = ("tokenizer", "dvae", "dalle", "clip")  # of a run, in their order
 class DataConfig:
     """Which captioned pictures. image_size in pixels per side."""
 
-    name: str = one_of("shapes", "mnist", "fashion_mnist", "cifar", "emoji", "folder")
+    name: str = one_of("shapes", "scenes", "mnist", "fashion_mnist", "cifar", "emoji", "folder")
     folder: str = ""  # for 'folder': your own pictures
     image_size: int = 32
     n_train: int = 20_000  # pictures to draw, for the worlds that are drawn ('shapes', 'mnist')

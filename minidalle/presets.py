@@ -96,6 +96,13 @@ TOY = dict(
 # mini_toy: toy's tokenizer and dVAE; benchmarks/relatives.py measures it beside toy.
 MINI_TOY = dict(prior="mini", dalle=dict(text_len=26, n_layers=3, glu_width=336))
 
+# scenes: as toy, with two objects and how they stand to each other. Not trained to the end yet.
+SCENES = dict(
+    data=dict(name="scenes", n_train=40_000, n_test=2_000), dvae=dict(tau_steps=6000),
+    dalle=dict(text_len=30, n_layers=6), clip=dict(context_length=31),
+    train_dvae=dict(steps=6000), train_dalle=dict(steps=4500), train_clip=dict(steps=1500),
+)
+
 # cifar: as mnist, with photographs. Not trained to the end with this recipe yet.
 CIFAR = dict(
     data=dict(name="cifar", n_train=50_000, n_test=10_000),
@@ -107,6 +114,7 @@ CIFAR = dict(
 
 TABLE = {  # name: base, changes
     "toy": ("mnist", TOY),
+    "scenes": ("toy", SCENES),
     "mnist": (None, MNIST),
     "cifar": ("mnist", CIFAR),
     "mini_toy": ("toy", MINI_TOY),

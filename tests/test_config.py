@@ -10,7 +10,8 @@ from minidalle.config import PRESETS, from_dict, get_config
 
 
 def test_every_preset_fits_together():
-    names = ["toy", "mnist", "cifar", "mini_toy", "small", "mini", "mega", "base", "12b"]
+    names = ["toy", "scenes", "mnist", "cifar", "mini_toy", "small", "mini", "mega"]
+    names += ["base", "12b"]
     assert list(PRESETS) == names
     for config in PRESETS.values():
         assert from_dict(dataclasses.asdict(config)) == config
@@ -86,7 +87,7 @@ def test_a_wrong_override_is_named(override, message):
 
 
 def test_an_unknown_preset_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown preset 'big'; choose from toy, mnist"):
+    with pytest.raises(ValueError, match="unknown preset 'big'; choose from toy, scenes, mnist"):
         get_config("big")
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minidalle.config import Config, DataConfig
-from minidalle.data import shapes
+from minidalle.data import scenes, shapes
 from minidalle.data.batches import batches, cut_captions, unseen_words
 from minidalle.data.captioned import Captioned, InMemory, Unusable
 from minidalle.data.cifar import load_cifar
@@ -30,16 +30,15 @@ STREAMED_CAPTIONS = 100_000  # enough for the tokenizer: a stream has no end
 def load(config: Config, split: str) -> Captioned | Stream:
     """Return the data set named by config.data: len(), [i] -> ((3, S, S) uint8, caption).
 
-    split: 'train', 'test', or 'held_out' for the worlds that keep combinations out of training
-    ('shapes', 'mnist', 'fashion_mnist'). URLs give a Stream for training, which has no length; they
+    split: 'train', 'test', or for the worlds that keep combinations out of training 'held_out'
+    and, of 'scenes', 'bindings'. URLs give a Stream for training, which has no length; they
     must come from this call's overrides, not from a file.
     Raises ValueError for an unknown name or split, and for a folder without a usable pair.
     """
     name = config.data.name
     if name not in LOADERS:
         raise ValueError(f"unknown data.name={name!r}; choose from {', '.join(LOADERS)}")
-    drawn = LOADERS[name] in (load_shapes, load_digits)
-    splits = ("train", "test", "held_out") if drawn else ("train", "test")
+    splits = SPLITS.get(name, ("train", "test"))
     if split not in splits:
         raise ValueError(f"split of {name!r} must be one of {', '.join(splits)}, got {split!r}")
     return LOADERS[name](split, config.data, config.seed)
@@ -51,6 +50,14 @@ def load_shapes(split: str, data: DataConfig, seed: int) -> InMemory:
         raise ValueError(f"shapes are drawn at {shapes.SIDE} pixels, got {data.image_size=}")
     scenes = shapes.draw(data.n_train if split == "train" else data.n_test, seed, split)
     return InMemory(scenes.images, scenes.captions, scenes.attributes, split)
+
+
+def load_scenes(split: str, data: DataConfig, seed: int) -> InMemory:
+    """Draw scenes of one to three objects; their attributes are `scenes.labels`."""
+    if data.image_size != scenes.SIDE:
+        raise ValueError(f"scenes are drawn at {scenes.SIDE} pixels, got {data.image_size=}")
+    drawn = scenes.draw(data.n_train if split == "train" else data.n_test, seed, split)
+    return InMemory(drawn.images, drawn.captions, [scenes.labels(s) for s in drawn.scenes], split)
 
 
 def load_own(split: str, data: DataConfig, seed: int) -> Captioned | Stream:
@@ -74,11 +81,17 @@ def load_own(split: str, data: DataConfig, seed: int) -> Captioned | Stream:
 
 LOADERS = {  # the names that config.data.name may have
     "shapes": load_shapes,
+    "scenes": load_scenes,
     "mnist": load_digits,
     "fashion_mnist": load_digits,
     "cifar": load_cifar,
     "emoji": load_emoji,
     "folder": load_own,
+}
+
+SPLITS = {  # of the worlds that keep combinations out of training
+    **dict.fromkeys(("shapes", "mnist", "fashion_mnist"), ("train", "test", "held_out")),
+    "scenes": scenes.SPLITS,
 }
 
 

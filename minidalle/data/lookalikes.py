@@ -1,6 +1,6 @@
 """Batches for CLIP in which many captions differ in one attribute only: hard negatives.
 
-N examples, B rows of a batch, A attributes. In a batch drawn at random two captions nearly always
+N examples, B rows of a batch, A attributes, M readings of a caption. In a batch drawn at random two captions nearly always
 differ in several things at once, and CLIP learns to look at the easiest of them.
 Source: ours; hard negative captions as in Yuksekgonul et al. 2023, arXiv:2210.01936.
 """
@@ -14,71 +14,90 @@ import torch
 from torch import Tensor
 
 from minidalle.config import Config
-from minidalle.data import shapes
+from minidalle.data import scenes, shapes
 from minidalle.data.captioned import InMemory
 from minidalle.data.kept_tokens import all_tokens
 from minidalle.data.shuffle import Shuffle
 
 WEIGHTS = {  # how often a family varies each attribute; others share the rest
     "shape": 0.4, "position": 0.25, "digit": 0.35, "second digit": 0.25, "count": 0, "item": 0.5,
+    "other shape": 0.2, "exchange": 0.2,
 }  # fmt: skip
+_SHAPES, _COLOURS = ("shape", "other shape"), ("colour", "other colour")
+EXCHANGES = ((_SHAPES, _COLOURS), (_SHAPES,), (_COLOURS,))  # of two objects: what changes places
 N_REBUILT = 6000  # examples of which a reconstruction is kept
 
 
 class Lookalikes:
-    """Families of examples that are alike in all attributes but one.
+    """Families of examples that are alike in all attributes but one, or but for an exchange.
 
-    attributes: of each example, complete; stated: what its caption states of them.
+    attributes: of each example, complete. stated: what its caption states of them, once for each
+    way to read it.
     """
 
-    def __init__(self, attributes: Sequence[dict[str, str]], stated: Sequence[dict[str, str]]):
+    def __init__(self, attributes: Sequence[dict[str, str]], stated: Sequence[Sequence[dict]]):
         self.names = list(attributes[0])
         self.values = {k: sorted({a[k] for a in attributes}) for k in self.names}
         self.members: dict[tuple[int, ...], list[int]] = {}  # examples by their attributes
         self.shown = self._codes(attributes)  # (N, A)
-        self.said = self._codes(stated)  # (N, A), -1 where the caption is silent
+        most = max(map(len, stated))  # captions with fewer readings repeat their last one
+        readings = [self._codes([s[min(i, len(s) - 1)] for s in stated]) for i in range(most)]
+        self.said = torch.stack(readings, 1)  # (N, M, A), -1 where the caption is silent
         for i, key in enumerate(map(tuple, self.shown.tolist())):
             self.members.setdefault(key, []).append(i)
-        counts = self.names.index("count") if "count" in self.names else None
+        counts = next((i for i, k in enumerate(self.names) if k in ("count", "layout")), None)
         kinds: dict[int, list[tuple[int, ...]]] = {}  # scenes of one digit, of two
         for key in self.members:
             kinds.setdefault(0 if counts is None else key[counts], []).append(key)
         self.kinds = list(kinds.values())
-        rest = (1 - sum(WEIGHTS.get(k, 0) for k in self.names)) / max(
-            1, sum(k not in WEIGHTS for k in self.names)
+        at, self.exchanges = self.names.index, []  # orders of the attributes
+        for pairs in EXCHANGES if "other shape" in self.names else ():
+            swapped = {at(a): at(b) for pair in pairs for a, b in (pair, pair[::-1])}
+            self.exchanges.append([swapped.get(i, i) for i in range(len(self.names))])
+        # A family varies one of the attributes, or the last of these.
+        varied = [*self.names, "exchange"] if self.exchanges else self.names
+        rest = (1 - sum(WEIGHTS.get(k, 0) for k in varied)) / max(
+            1, sum(k not in WEIGHTS for k in varied)
         )
-        weights = np.array([WEIGHTS.get(k, rest) for k in self.names])
+        weights = np.array([WEIGHTS.get(k, rest) for k in varied])
         self.weights = weights / weights.sum()
 
     def _codes(self, attributes: Sequence[dict[str, str]]) -> Tensor:
         index = {k: {v: i for i, v in enumerate(self.values[k])} for k in self.names}
-        rows = [[index[k][a[k]] if k in a else -1 for k in self.names] for a in attributes]
+        # -1: not said; -2: said, but no example has it.
+        rows = [[index[k].get(a[k], -2) if k in a else -1 for k in self.names] for a in attributes]
         return torch.tensor(rows)
 
     def batch(self, size: int, generator: np.random.Generator) -> np.ndarray:
         """Draw the rows (size,) of one batch, family after family.
 
-        A family has one example for each value of one attribute; combinations that no example
-        has, such as held-out pairs, are passed over.
+        A family has one example for each value of one attribute, or for each exchange;
+        combinations that no example has, such as held-out pairs, are passed over.
         """
         rows: list[int] = []
         while len(rows) < size:
             keys = self.kinds[generator.integers(len(self.kinds))]
             key = keys[generator.integers(len(keys))]
-            which = generator.choice(len(self.names), p=self.weights)
-            for value in range(len(self.values[self.names[which]])):
-                members = self.members.get((*key[:which], value, *key[which + 1 :]), [])
+            which = generator.choice(len(self.weights), p=self.weights)
+            if which < len(key):
+                values = range(len(self.values[self.names[which]]))
+                family = [(*key[:which], value, *key[which + 1 :]) for value in values]
+            else:
+                family = [key, *(tuple(key[i] for i in order) for order in self.exchanges)]
+            for member in dict.fromkeys(family):
+                members = self.members.get(member, [])
                 if members:
                     rows.append(members[generator.integers(len(members))])
         return np.array(rows[:size])
 
     def fits(self, rows: np.ndarray | Tensor) -> Tensor:
-        """Say which caption is true of which image, as far as it states anything.
+        """Say which caption is true of which image, in one of its readings.
 
         Returns (B, B) bool, [i, j]: the caption of rows[i] is true of the image of rows[j].
         """
-        said, shown = self.said[rows][:, None], self.shown[rows][None]  # (B, 1, A), (1, B, A)
-        return ((said == shown) | (said < 0)).all(-1)
+        said = self.said[rows][:, None]  # (B, 1, M, A)
+        shown = self.shown[rows][None, :, None]  # (1, B, 1, A)
+        return ((said == shown) | (said == -1)).all(-1).any(-1)
 
 
 def batches(
@@ -105,8 +124,12 @@ def batches(
             f"nobody knows what the images of {config.data.name!r} show, so no captions are known "
             f"to be alike: set train_clip.lookalikes=0 train_clip.rebuilt=0"
         )
-    drawn = config.data.name == "shapes"  # whose captions may leave the position open
-    stated = [shapes.read_caption(c) for c in captions] if drawn else attributes
+    if config.data.name == "scenes":  # captions of these two worlds may leave something open
+        stated = [scenes.stated(c) for c in captions]
+    elif config.data.name == "shapes":
+        stated = [[shapes.read_caption(c)] for c in captions]
+    else:
+        stated = [[a] for a in attributes]
     families = Lookalikes(attributes, stated)
     text = tokenizer.encode_batch(captions, length)  # (N, L)
     rebuilt = rebuild(dvae, all_tokens(dataset, dvae, cache)[:N_REBUILT])

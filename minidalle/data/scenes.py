@@ -7,6 +7,7 @@ The kinds of question are those of GenEval (Ghosh et al. 2023, arXiv:2310.11513)
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from minidalle.data import shapes
 
-SIDE = 32  # pixels; places and radii below are shares of it
+SIDE = shapes.SIDE  # pixels; places and radii below are shares of it
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
 COLOURS = {c: shapes.COLOURS[c] for c in ("red", "yellow", "green", "cyan", "blue", "pink")}
 BACKGROUNDS = {b: shapes.BACKGROUNDS[b] for b in ("white", "black", "grey")}
@@ -218,41 +219,77 @@ def labels(scene: Scene) -> dict[str, str]:
     }
 
 
-def shows(wanted: Wanted, found: dict[str, str]) -> dict[str, bool]:
-    """Compare what a caption asks for with a judge's answers (as `labels`).
+def stated(caption: str) -> list[dict[str, str]]:
+    """Return what a caption states, as a part of `labels`, once for each way to read it.
 
-    Returns, for those of 'objects', 'counting', 'colour', 'position' and 'background' that the
-    caption states, whether they are right, and 'exact', all of them together.
+    Two objects without a relation may stand in either order, side by side or stacked.
+    Raises ValueError as `read_caption`.
     """
-    seen = [(found["shape"], found["colour"]), (found["other shape"], found["other colour"])]
-    right = {}
+    wanted = read_caption(caption)
+    ground = {"background": wanted.background} if wanted.background else {}
     if len(wanted.objects) == 1:
-        (shape, colour), first = wanted.objects[0], seen[0]
-        right["objects"] = shape == first[0] and found["layout"] not in RELATIONS
-        right["counting"] = wanted.layout == found["layout"]
-        if colour:
-            right["colour"] = colour == first[1]
-    else:
-        # Without a relation the two may stand either way round.
-        orders = [seen] if wanted.layout else [seen, seen[::-1]]
-        is_pair = found["layout"] in RELATIONS
-        either = [seen, seen[::-1]]
-        right["objects"] = is_pair and any(
-            all(w[0] == s[0] for w, s in zip(wanted.objects, order, strict=True))
-            for order in either
-        )
-        if any(colour for _, colour in wanted.objects):
-            right["colour"] = is_pair and any(_fits(wanted.objects, order) for order in either)
-        if wanted.layout:
-            right["position"] = found["layout"] == wanted.layout and any(
-                _fits(wanted.objects, order) for order in orders
-            )
-    if wanted.background:
-        right["background"] = wanted.background == found["background"]
-    return right | {"exact": all(right.values())}
+        none = {"other shape": "none", "other colour": "none"}
+        return [_names(wanted.objects) | none | {"layout": wanted.layout} | ground]
+    layouts = (wanted.layout,) if wanted.layout else tuple(RELATIONS)
+    orders = (wanted.objects,) if wanted.layout else (wanted.objects, wanted.objects[::-1])
+    return [_names(some) | {"layout": layout} | ground for layout in layouts for some in orders]
 
 
-def _fits(objects: tuple, seen: list[tuple[str, str]]) -> bool:
+def _names(objects: tuple[tuple[str, str | None], ...]) -> dict[str, str]:
+    keys = (("shape", "colour"), ("other shape", "other colour"))
+    pairs = [pair for k, o in zip(keys, objects, strict=False) for pair in zip(k, o, strict=True)]
+    return {key: value for key, value in pairs if value}
+
+
+ROWS = ("single object", "two objects", "counting", "colours", "position", "colour attribution")
+
+
+def marks(
+    found: Mapping[str, Sequence[str]], wanted: Sequence[Wanted]
+) -> dict[str, list[int | None]]:
+    """Mark images by GenEval's six rows: 1 right, 0 wrong, None where a caption does not ask.
+
+    found: a judge's answers, as `labels`, one an image; wanted: what each caption asks for.
+    One object: it is there (single object) and has its colour (colours). Two or three of the same:
+    that many (counting). Two different ones: both are there (two objects), each has its colour
+    (colour attribution), and they stand as asked for, colours included (position). "exact" is
+    added: 1 where all that is stated is right, the background too.
+    """
+    rows: dict[str, list[int | None]] = {name: [] for name in (*ROWS, "exact")}
+    answers = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+    for answer, want in zip(answers, wanted, strict=True):
+        right = _right(want, answer)
+        for name in rows:
+            rows[name].append(None if name not in right else int(right[name]))
+    return rows
+
+
+def _right(wanted: Wanted, found: dict[str, str]) -> dict[str, bool]:
+    seen = [(found["shape"], found["colour"]), (found["other shape"], found["other colour"])]
+    ground = wanted.background in (None, found["background"])
+    if len(wanted.objects) == 1:
+        (shape, colour), layout = wanted.objects[0], found["layout"]
+        is_there = shape == seen[0][0] and layout not in RELATIONS
+        painted, counted = colour in (None, seen[0][1]), layout == wanted.layout
+        right = {"exact": is_there and painted and counted and ground}
+        if wanted.layout != "one":
+            return right | {"counting": is_there and counted}
+        right["single object"] = is_there
+        return right | ({"colours": is_there and painted} if colour else {})
+    # Two objects; without a relation they may stand either way round.
+    either = [seen, seen[::-1]] if found["layout"] in RELATIONS else []
+    shapes_only = [(shape, None) for shape, _ in wanted.objects]
+    placed = any(_fits(wanted.objects, order) for order in either)
+    right = {"two objects": any(_fits(shapes_only, order) for order in either)}
+    if all(colour for _, colour in wanted.objects):
+        right["colour attribution"] = placed
+    if wanted.layout:
+        placed = found["layout"] == wanted.layout and _fits(wanted.objects, seen)
+        right["position"] = placed
+    return right | {"exact": placed and ground}
+
+
+def _fits(objects: Sequence[tuple], seen: Sequence[tuple[str, str]]) -> bool:
     pairs = zip(objects, seen, strict=True)
     return all(w[0] == s[0] and w[1] in (None, s[1]) for w, s in pairs)
 
@@ -262,11 +299,9 @@ def render(scenes: list[Scene], rngs: list[np.random.Generator] | None = None) -
 
     rngs, one a scene, move the objects and change their size; without them all stand still.
     """
-    at = np.arange(SIDE) + 0.5
-    pixels = np.stack(np.meshgrid(at, at), axis=-1).reshape(-1, 2)  # (P, 2) as x, y
     images = np.empty((len(scenes), 3, SIDE, SIDE), np.uint8)
     for i, scene in enumerate(scenes):
-        image = np.tile(np.array(BACKGROUNDS[scene.background], float), (len(pixels), 1))  # (P, 3)
+        image = np.tile(np.array(BACKGROUNDS[scene.background], float), (SIDE**2, 1))  # (P, 3)
         centres = LAYOUTS[scene.layout]
         objects = scene.objects * (len(centres) if len(scene.objects) == 1 else 1)
         for (shape, colour), centre in zip(objects, centres, strict=True):
@@ -275,10 +310,8 @@ def render(scenes: list[Scene], rngs: list[np.random.Generator] | None = None) -
             if rngs:
                 shift = rngs[i].uniform(-reach, reach, 2)
                 scale = 1 + rngs[i].uniform(-RADIUS_JITTER, RADIUS_JITTER)
-            radius = SIDE * RADIUS * scale
-            offset = (pixels - SIDE * (np.array(centre) + shift)) / radius  # (P, 2)
-            distance = radius * shapes.signed_distance(shape, offset)
-            share = np.clip(0.5 - distance, 0, 1)[:, None]  # (P, 1) of the pixel inside
+            place = SIDE * (np.array(centre) + shift)
+            share = shapes.cover(shape, place, SIDE * RADIUS * scale)[:, None]  # (P, 1)
             image += share * (np.array(COLOURS[colour]) - image)
         images[i] = np.rint(image).T.reshape(3, SIDE, SIDE).astype(np.uint8)
     return torch.from_numpy(images)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from minidalle import data
 from minidalle.config import Config, replace
-from minidalle.data import digits, shapes
+from minidalle.data import digits, scenes, shapes
 from minidalle.data.cropping import resize_all
 from minidalle.data.streams import Stream
 from minidalle.files import load_tensors, save_model
@@ -30,6 +30,7 @@ N_TRUE = 50_000  # true images that a judge learns from, at most
 # How each data set's judge is trained; those of other data sets as the one of digits.
 RECIPES = {
     "shapes": dict(steps=2500),
+    "scenes": dict(steps=4000, widths=(32, 64, 96, 96), precision="auto"),
     "mnist": dict(steps=5000, widths=(32, 64, 96, 96), precision="auto"),
     "fashion_mnist": dict(steps=5000, widths=(32, 64, 96, 96), precision="auto"),
     "cifar": dict(
@@ -191,13 +192,17 @@ def true_images(config: Config) -> tuple[Tensor | None, list[dict[str, str]]]:
     name, seed = config.data.name, config.seed
     n_drawn = min(config.data.n_train, N_TRUE)
     if name == "shapes":
-        scenes = true_scenes(n_drawn, seed)
-        return scenes.images, scenes.attributes
+        drawn = true_scenes(n_drawn, seed)
+        return drawn.images, drawn.attributes
     dataset = data.load(replace(config, data=replace(config.data, n_train=n_drawn)), "train")
     if isinstance(dataset, Stream) or dataset.attributes(0) is None:
         return None, []
     n = min(len(dataset), N_TRUE)
     images, attributes = data.first(dataset, n)[0], [dataset.attributes(i) for i in range(n)]
+    if name == "scenes":
+        apart = [scenes.draw(n // 8, seed, split) for split in ("held_out", "bindings")]
+        images = torch.cat([images, *(some.images for some in apart)])
+        attributes += [scenes.labels(s) for some in apart for s in some.scenes]
     if name in ("mnist", "fashion_mnist"):
         more = digits.draw(digits.load_things(name, "train"), n // 8, seed, "held_out")
         images = torch.cat([images, resize_all(more.images, config.data.image_size)])

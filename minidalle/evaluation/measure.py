@@ -6,7 +6,7 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, section 3.1 and figure 9.
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minidalle import data
 from minidalle.config import Config, get_config, replace
-from minidalle.data import shapes
+from minidalle.data import scenes, shapes
 from minidalle.dvae import codebook_use
 from minidalle.evaluation import metrics
 from minidalle.evaluation.candidates import Candidates, draw_candidates, reconstruct
@@ -23,6 +23,10 @@ from minidalle.evaluation.judge import Judge, as_float
 from minidalle.generate import Pipeline
 
 PAIR = ("colour", "shape", "digit", "item", "class")  # attributes that name what an image shows
+CAPTIONS = {  # data sets whose captions can be read: how, and how an image is marked
+    "shapes": (shapes.read_caption, metrics.right),
+    "scenes": (scenes.read_caption, scenes.marks),
+}
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,14 @@ class Cases:
 
     wanted: for each caption the attributes that it states; None where nobody knows them.
     attributes: those of the true image, stated or not; None likewise.
+    mark: compares a judge's answers with `wanted`, as `metrics.right`.
     """
 
     images: Tensor
     captions: list[str]
     wanted: list[dict[str, str]] | None = None
     attributes: list[dict[str, str]] | None = None
+    mark: Callable = metrics.right
 
     def take(self, rows: list[int]) -> "Cases":
         """The cases of some rows only."""
@@ -44,7 +50,7 @@ class Cases:
             [values[i] for i in rows] if values is not None else None
             for values in (self.captions, self.wanted, self.attributes)
         )
-        return Cases(self.images[rows], *lists)
+        return Cases(self.images[rows], *lists, self.mark)
 
     def pairs(self) -> list[str]:
         """Name what each image shows, such as 'red star': captions of one pair are alike."""
@@ -55,7 +61,8 @@ def load_cases(config: Config, n: int) -> dict[str, Cases]:
     """Load the first n test images of a configuration's data set, by kinds of captions.
 
     The kinds are 'seen' and 'held_out' where the data set keeps pairs out of training, else 'test';
-    scenes of one digit and of two are kinds of their own, with n each.
+    scenes of one digit and of two are kinds of their own, with n each, and so are the 'bindings'
+    of two drawn objects that training never holds.
     """
     digits = config.data.name == "mnist"
     n_drawn = 3 * n if digits else n  # about half of them have one digit
@@ -72,11 +79,14 @@ def load_cases(config: Config, n: int) -> dict[str, Cases]:
             for count in ("one", "two")
             for kind, some in cases.items()
         }
-    if config.data.name != "shapes":
+    if config.data.name == "scenes":
+        cases["bindings"] = cases_of(data.load(config, "bindings"), n)
+    if config.data.name not in CAPTIONS:
         return cases
-    for kind, some in cases.items():  # a caption of shapes may leave the position open
-        wanted = [shapes.read_caption(caption) for caption in some.captions]
-        cases[kind] = Cases(some.images, some.captions, wanted, some.attributes)
+    read, mark = CAPTIONS[config.data.name]
+    for kind, some in cases.items():  # a caption of these may leave something open
+        wanted = [read(caption) for caption in some.captions]
+        cases[kind] = Cases(some.images, some.captions, wanted, some.attributes, mark)
     return cases
 
 
@@ -215,7 +225,7 @@ def accuracies(
     wanted = [w for w in cases.wanted for _ in range(P)]
     marks = {
         name: torch.tensor([math.nan if m is None else m for m in values]).view(C, P)
-        for name, values in metrics.right(read, wanted).items()
+        for name, values in cases.mark(read, wanted).items()
     }
     marks = {name: values for name, values in marks.items() if not values.isnan().all()}
 
@@ -225,13 +235,13 @@ def accuracies(
         values = metrics.each_best_of(drawn.scores[rows], marks[name][rows], k)
         return metrics.estimate(values.tolist(), [pairs[i] for i in rows])
 
-    true, again = judge.read(cases.images), judge.read(rebuilt)
-    found = {
-        "true": metrics.accuracy(true, cases.attributes, pairs),
-        "rebuilt": metrics.accuracy(again, cases.attributes, pairs),
-        "one": {name: share(name, 1) for name in marks},
-        "confusion": {name: _confusion(name, read[name], wanted) for name in judge.values},
-    }
+    known = cases.attributes if cases.mark is metrics.right else cases.wanted
+    true, again = (
+        metrics.accuracy(judge.read(x), known, pairs, cases.mark) for x in (cases.images, rebuilt)
+    )
+    found = {"true": true, "rebuilt": again, "one": {name: share(name, 1) for name in marks}}
+    if cases.mark is metrics.right:
+        found["confusion"] = {k: _confusion(k, read[k], wanted) for k in judge.values}
     ways = {"one": 1}
     if not drawn.scores.isnan().any():
         ways["best"] = P

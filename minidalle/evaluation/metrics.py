@@ -7,7 +7,7 @@ Graubard 1998 (intervals); Heusel et al. 2017, arXiv:1706.08500 (Fréchet distan
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -96,13 +96,15 @@ def accuracy(
     found: Mapping[str, Sequence[str]],
     wanted: Sequence[Mapping[str, str]],
     clusters: Sequence[Hashable] | None = None,
+    mark: Callable = right,
 ) -> dict[str, dict[str, float]]:
     """Return, for each attribute and for "exact", the share of right answers and its interval.
 
-    Arguments as `right` and `estimate`. An attribute that nothing asked for is left out.
+    Arguments as `right`, which may be exchanged by `mark`, and `estimate`. An attribute that
+    nothing asked for is left out.
     """
     accuracies = {}
-    for name, marks in right(found, wanted).items():
+    for name, marks in mark(found, wanted).items():
         asked = [i for i, mark in enumerate(marks) if mark is not None]
         if asked:
             groups = None if clusters is None else [clusters[i] for i in asked]
