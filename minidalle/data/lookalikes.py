@@ -1,7 +1,8 @@
 """Batches for CLIP in which many captions differ in one attribute only: hard negatives.
 
-N examples, B rows of a batch, A attributes, M readings of a caption. In a batch drawn at random two captions nearly always
-differ in several things at once, and CLIP learns to look at the easiest of them.
+N examples, B rows of a batch, A attributes, M readings of a caption. In a batch drawn at random
+two captions nearly always differ in several things at once, and CLIP learns to look at the easiest
+of them.
 Source: ours; hard negative captions as in Yuksekgonul et al. 2023, arXiv:2210.01936.
 """
 
