@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from minidalle import data
 from minidalle.config import Config, get_config, replace
-from minidalle.dvae import Conv2d, DiscreteVAE, map_pixels
+from minidalle.dvae import Conv2d, DiscreteVAE
 from minidalle.evaluation import metrics
 from minidalle.evaluation.judge import Judge
 from minidalle.stages import N_SPREAD
@@ -152,9 +152,7 @@ def build(config: Config, kind: type[DiscreteVAE], images: Tensor) -> DiscreteVA
     torch.manual_seed(config.seed)
     model = kind(config.dvae)
     if config.dvae.spread_codes:
-        spread_codes(
-            model, map_pixels(images[:N_SPREAD]), torch.Generator().manual_seed(config.seed)
-        )
+        spread_codes(model, images[:N_SPREAD], torch.Generator().manual_seed(config.seed))
     model = model.widen() if isinstance(model, WideCodes) else model
     return model.to(memory_format=torch.channels_last)
 

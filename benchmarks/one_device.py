@@ -21,14 +21,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from minidalle.compiled import allow_kernels, fuse
-from minidalle.config import Config, DALLEConfig, get_config, learning_rate
+from minidalle.config import Config, DALLEConfig, get_config
 from minidalle.dalle import DALLE
 from minidalle.generate import sample
 from minidalle.models import BLOCKS
 from minidalle.scale import arithmetic, launch, memory, sharding
 from minidalle.scale.plan import GIB, GPUS
 from minidalle.tokenizer import PAD
-from minidalle.training.optim import make_optimizer
+from minidalle.training.optim import learning_rate, make_optimizer
 from minidalle.transformer import layer_kinds
 
 BATCH = {"small": 128, "base": 32, "12b": 16}  # pairs in an update on one GPU

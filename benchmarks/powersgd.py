@@ -21,11 +21,11 @@ import torch
 import torch.distributed as dist
 
 from minidalle import notebook
-from minidalle.config import Config, get_config, learning_rate
+from minidalle.config import Config, get_config
 from minidalle.dalle import DALLE
 from minidalle.data import shapes
 from minidalle.scale import powersgd, sharding
-from minidalle.training.optim import clip_gradients, make_optimizer
+from minidalle.training.optim import clip_gradients, learning_rate, make_optimizer
 
 SCENES = 4000
 

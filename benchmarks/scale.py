@@ -20,10 +20,10 @@ import this_machine
 import torch
 import torch.distributed as dist
 
-from minidalle.config import Config, get_config, learning_rate
+from minidalle.config import Config, get_config
 from minidalle.dalle import DALLE
 from minidalle.scale import arithmetic, launch, powersgd, sharding
-from minidalle.training.optim import make_optimizer
+from minidalle.training.optim import learning_rate, make_optimizer
 
 
 def config_for(width: int) -> Config:

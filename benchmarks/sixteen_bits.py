@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from powersgd import SCENES, mean, prepare
 
-from minidalle.config import Config, get_config, learning_rate
+from minidalle.config import Config, get_config
 from minidalle.dalle import DALLE
 from minidalle.scale import memory
-from minidalle.training.optim import clip_gradients, make_optimizer
+from minidalle.training.optim import clip_gradients, learning_rate, make_optimizer
 
 WAYS = {  # updates in the backward pass, weights of the blocks in bfloat16, rounded how
     "float32 AdamW": (False, False, ""),

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import typing
-from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -71,6 +70,23 @@ class DVAEConfig(CodebookConfig):
 
 
 @dataclass(frozen=True)
+class VQVAEConfig(CodebookConfig):
+    """The VQ-VAE of codebooks/vqvae.py, with the dVAE's encoder and decoder."""
+
+    n_hid: int = 256
+    n_blocks: int = 2
+    n_init: int = 128  # width of a code vector
+    gain: float | None = None
+    likelihood: str = one_of("squares", "laplace")  # what a decoded pixel is measured by
+    min_log_b: float | None = between(None, -math.inf)  # for 'laplace', as in the dVAE
+    commitment: float = between(0.25, 0)  # how strongly features keep to their codes
+    averages: bool = True  # codes are moving averages of their features, not moved by gradient
+    decay: float = between(0.99, 0, 0.9999)  # of these averages, per update
+    revive: float = between(0.05, 0, 1)  # of an even use: a code used less is dead; 0 revives none
+    spread_codes: bool = False  # start from k-means of features
+
+
+@dataclass(frozen=True)
 class VQGANConfig(CodebookConfig):
     """The VQGAN of codebooks/vqgan.py; f16 as published but for n_pools=4, vocab_size=1024."""
 
@@ -80,6 +96,18 @@ class VQGANConfig(CodebookConfig):
     n_init: int = 256  # width of a code vector
     gumbel: bool = False  # a token is the largest logit, not the nearest vector
     signed: bool = True  # the networks see pixels in [-1, 1], not [0, 1]
+    commitment: float = between(0.25, 0)  # this and the next three as in the VQ-VAE
+    averages: bool = False
+    decay: float = between(0.99, 0, 0.9999)
+    revive: float = between(0.0, 0, 1)
+    spread_codes: bool = False
+
+
+@dataclass(frozen=True)
+class PaletteConfig(CodebookConfig):
+    """The palette of codebooks/palette.py: K colours of squares of 2**n_pools pixels a side."""
+
+    spread_codes = True  # always: by k-means
 
 
 @dataclass(frozen=True)
@@ -196,14 +224,15 @@ class Config:
     train_dvae: TrainConfig
     train_dalle: TrainConfig
     train_clip: TrainConfig
-    codebook: str = one_of("dvae", "vqgan")  # what turns images into tokens
+    codebook: str = one_of("dvae", "vqvae", "vqgan", "palette")  # what turns images into tokens
     prior: str = one_of("dalle", "mini")  # what predicts tokens from a caption
     seed: int = between(0, 0)
 
 
+CODEBOOKS = dict(dvae=DVAEConfig, vqvae=VQVAEConfig, vqgan=VQGANConfig, palette=PaletteConfig)
 # Fields that name the class of a section: the section, and its classes by name.
 CHOICES = {
-    "codebook": ("dvae", {"dvae": DVAEConfig, "vqgan": VQGANConfig}),
+    "codebook": ("dvae", CODEBOOKS),
     "prior": ("dalle", {"dalle": DALLEConfig, "mini": MiniConfig}),
 }
 
@@ -220,26 +249,6 @@ def half_cosine(start: float, end: float, step: int, steps: int) -> float:
         return end
     part = min(max(step / steps, 0.0), 1.0)
     return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the rate of update `step`, counted from 0.
-
-    Warm-up is linear and reaches config.lr at update `warmup`. After it comes half a cosine to
-    config.lr_end; where config.halve_at lists updates, a constant rate halved at each of them;
-    where config.fall is set, a constant rate, then a straight line to config.lr_end over the last
-    `fall` of the updates.
-    """
-    if step < config.warmup:
-        return config.lr * (step + 1) / (config.warmup + 1)
-    if config.halve_at:
-        return config.lr / 2 ** bisect_right(sorted(config.halve_at), step)
-    length = config.lr_steps or config.steps
-    if config.fall:
-        part = min((length - step) / (config.fall * length), 1.0)
-        return config.lr_end + (config.lr - config.lr_end) * max(part, 0.0)
-    past, length = step - config.warmup, length - config.warmup
-    return half_cosine(config.lr, config.lr_end, past, length)
 
 
 # ---------------------------------------------------------------- overrides and JSON

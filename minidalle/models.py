@@ -11,19 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from minidalle.clip import CLIP, ResidualAttentionBlock
+from minidalle.codebooks.palette import Palette
 from minidalle.codebooks.vqgan import VQGAN
+from minidalle.codebooks.vqvae import VQVAE
 from minidalle.compiled import fuse
-from minidalle.config import (
-    PRESETS,
-    CLIPConfig,
-    CodebookConfig,
-    Config,
-    DALLEConfig,
-    DVAEConfig,
-    MiniConfig,
-    VQGANConfig,
-    from_json,
-)  # fmt: skip
+from minidalle.config import CHOICES, PRESETS, CLIPConfig, Config, from_json
 from minidalle.dalle import DALLE
 from minidalle.dvae import DiscreteVAE, Encoder
 from minidalle.files import CheckpointError, digest, load_tensors, read_metadata
@@ -31,11 +23,9 @@ from minidalle.priors.mini import DecoderBlock, EncoderBlock, Mini
 from minidalle.tokenizer import BPETokenizer
 from minidalle.transformer import Block
 
-CLASSES = {
-    DVAEConfig: DiscreteVAE, VQGANConfig: VQGAN,
-    DALLEConfig: DALLE, MiniConfig: Mini,
-    CLIPConfig: CLIP,
-}  # fmt: skip
+NAMED = dict(dvae=DiscreteVAE, vqvae=VQVAE, vqgan=VQGAN, palette=Palette, dalle=DALLE, mini=Mini)
+CLASSES = {kind: NAMED[name] for _, kinds in CHOICES.values() for name, kind in kinds.items()}
+CLASSES |= {CLIPConfig: CLIP}
 BLOCKS = (Block, ResidualAttentionBlock, Encoder, EncoderBlock, DecoderBlock)
 
 
@@ -48,7 +38,7 @@ def product(stage: str) -> str:
     return "tokenizer.json" if stage == "tokenizer" else "model.safetensors"
 
 
-def make(part: CodebookConfig | DALLEConfig | MiniConfig | CLIPConfig, **options) -> nn.Module:
+def make(part, **options) -> nn.Module:
     """Make the model that a section of a configuration describes."""
     return CLASSES[type(part)](part, **options)
 

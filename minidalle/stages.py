@@ -19,7 +19,7 @@ from minidalle import data, plot
 from minidalle.config import Config, to_json
 from minidalle.dalle import DALLE
 from minidalle.data import lookalikes
-from minidalle.dvae import DiscreteVAE, map_pixels
+from minidalle.dvae import DiscreteVAE
 from minidalle.files import write_text
 from minidalle.generate import sample
 from minidalle.models import build, check_made_from, digests, load, product
@@ -125,7 +125,7 @@ def train_stage(
     if stage == "dvae" and config.dvae.spread_codes and team.model is None:
         some, _ = data.first(train_set, N_SPREAD)
         generator = torch.Generator().manual_seed(config.seed)
-        spread_codes(model, map_pixels(some.float() / 255), generator)
+        spread_codes(model, some.float() / 255, generator)
     return fit(
         model, batches, training, run / stage, run_config=config,
         evaluate=evaluate, sheet=sheet, seed=config.seed, device=device, resume=not fresh,
@@ -143,7 +143,7 @@ def _dvae_callbacks(config: Config, test_set, batch: dict[str, Tensor], team) ->
     def evaluate(model: DiscreteVAE, step: int) -> dict[str, float]:
         device = next(model.parameters()).device
         found = model.evaluate(images.to(device), step, torch.Generator(device).manual_seed(0))
-        return {"bound": -found["elbo"], **found}
+        return {"bound": -found["elbo"], **found} if "elbo" in found else found
 
     def sheet(model: DiscreteVAE, path: Path) -> None:
         some = images[:N_SHEET].to(next(model.parameters()).device)

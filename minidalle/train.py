@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minidalle.config import Config, TrainConfig, learning_rate
+from minidalle.config import Config, TrainConfig
 from minidalle.tokenizer import PAD
 from minidalle.training.identity import identity
 from minidalle.training.log import Log
+from minidalle.training.optim import learning_rate
 from minidalle.training.run import (
     Run,
     Stopped,

@@ -266,7 +266,7 @@ def test_spread_codes_name_each_chosen_cell_by_its_own_code():
     model = tiny(vocab_size=16)
     images = torch.rand(8, 3, 32, 32)
     assert codebook_use(model.tokens(images), 16)["codes_used"] < 16
-    spread_codes(model, map_pixels(images), torch.Generator().manual_seed(0))
+    spread_codes(model, images, torch.Generator().manual_seed(0))
     assert codebook_use(model.tokens(images), 16)["codes_used"] == 16
     # A token is the nearest centre: recompute by distances, from the weights that were set.
     conv = model.encoder.blocks.output.conv

@@ -12,11 +12,11 @@ import torch
 from helpers.killable import Tiny, batches, evaluate, tiny_config
 from torch import nn
 
-from minidalle.config import get_config, learning_rate, replace
+from minidalle.config import get_config, replace
 from minidalle.models import read_model
 from minidalle.train import Stopped, TrainingError, fit
 from minidalle.training.checkpoints import Checkpoints
-from minidalle.training.optim import Average, clip_gradients, make_optimizer
+from minidalle.training.optim import Average, clip_gradients, learning_rate, make_optimizer
 from minidalle.training.team import Alone
 
 

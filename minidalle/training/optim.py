@@ -1,13 +1,15 @@
-"""How weights move: parameter groups, AdamW with a clipped second moment, averages.
+"""How weights move: the rate, parameter groups, AdamW with a clipped second moment, averages.
 
 Source: Ramesh et al. 2021, arXiv:2102.12092, appendices A.2 and B.2; Loshchilov and Hutter 2019,
 arXiv:1711.05101 (AdamW).
 """
 
+from bisect import bisect_right
+
 import torch
 from torch import Tensor, nn
 
-from minidalle.config import TrainConfig
+from minidalle.config import TrainConfig, half_cosine
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
 
@@ -16,6 +18,26 @@ VECTOR_WORDS = {
     "embedding", "embeddings", "embed", "position", "positions", "positional", "pad", "pads",
     "start", "row", "rows", "column", "columns", "class",
 }  # fmt: skip
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Return the rate of update `step`, counted from 0.
+
+    Warm-up is linear and reaches config.lr at update `warmup`. After it comes half a cosine to
+    config.lr_end; where config.halve_at lists updates, a constant rate halved at each of them;
+    where config.fall is set, a constant rate, then a straight line to config.lr_end over the last
+    `fall` of the updates.
+    """
+    if step < config.warmup:
+        return config.lr * (step + 1) / (config.warmup + 1)
+    if config.halve_at:
+        return config.lr / 2 ** bisect_right(sorted(config.halve_at), step)
+    length = config.lr_steps or config.steps
+    if config.fall:
+        part = min((length - step) / (config.fall * length), 1.0)
+        return config.lr_end + (config.lr - config.lr_end) * max(part, 0.0)
+    past, length = step - config.warmup, length - config.warmup
+    return half_cosine(config.lr, config.lr_end, past, length)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

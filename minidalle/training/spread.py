@@ -1,7 +1,7 @@
 """A first codebook spread over the data, so that a short run does not start with few codes.
 
 N images, K codes, C feature channels. Not in the paper, which trains long enough to do without.
-Source: Arthur and Vassilvitskii 2007 (k-means++).
+Source: Arthur and Vassilvitskii 2007 (k-means++); Lloyd 1982 (k-means).
 """
 
 import math
@@ -9,21 +9,29 @@ import math
 import torch
 from torch import Tensor, nn
 
+from minidalle.dvae import map_pixels
+
 LOGIT_GAP = 8.0  # between a spread code and its nearest other, in nats
+N_POINTS = 2**16  # features that k-means looks at, at most
 
 
 @torch.no_grad()
 def spread_codes(model: nn.Module, images: Tensor, generator: torch.Generator) -> None:
-    """Start a DiscreteVAE with K different codes, each standing for something in the images.
+    """Start a codebook with K different codes, each standing for something in the images.
 
-    K cells are chosen by k-means++ from the untrained encoder's features of images (N, 3, H, W),
-    mapped to [0.1, 0.9], and code k starts as "near cell k": logits -|f - c_k|^2 / s, but for a
-    constant that is the same for all.
-    Code vectors start as a random projection of c_k, so that similar codes look alike.
+    images: (N, 3, H, W) in [0, 1]. Where a code is a vector among the features, they become the
+    K means. In a DiscreteVAE K cells are chosen by k-means++ from the untrained encoder's
+    features, and code k starts as "near cell k": logits -|f - c_k|^2 / s, but for a constant that
+    is the same for all. Its vectors start as a random projection of c_k, so that similar codes
+    look alike.
     """
+    if hasattr(model, "features"):
+        features = model.features(images).movedim(1, -1).flatten(0, 2)  # (n, C)
+        model.codes.copy_(k_means(features, model.vocab_size, generator))
+        return
     # Cells that differ, as the untrained encoder sees them.
     blocks, n_codes = model.encoder.blocks, model.config.vocab_size
-    features = blocks[:-1](images).relu().permute(0, 2, 3, 1).flatten(0, 2)  # (n, C)
+    features = blocks[:-1](map_pixels(images)).relu().permute(0, 2, 3, 1).flatten(0, 2)  # (n, C)
     centres = features[choose_spread(features, n_codes, generator)]  # (K, C)
     # The encoder names them.
     apart = torch.cdist(centres, centres).fill_diagonal_(math.inf)
@@ -46,3 +54,19 @@ def choose_spread(features: Tensor, k: int, generator: torch.Generator) -> Tenso
         weight = distance.cpu() + 1e-12  # cells may all be equal
         chosen.append(torch.multinomial(weight, 1, generator=generator)[0].to(features.device))
     return torch.stack(chosen)
+
+
+def k_means(points: Tensor, k: int, generator: torch.Generator, rounds: int = 8) -> Tensor:
+    """Return k centres (k, C) of points (n, C): k-means++, then `rounds` times the mean of each.
+
+    A centre that no point is nearest to becomes a random point.
+    """
+    points = points[torch.randperm(len(points), generator=generator)[:N_POINTS]]
+    centres = points[choose_spread(points, k, generator)]  # (k, C)
+    for _ in range(rounds):
+        nearest = torch.cdist(points, centres).argmin(dim=1)  # (n,)
+        counts = torch.bincount(nearest, minlength=k)[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
+        other = points[torch.randint(len(points), (k,), generator=generator)]
+        centres = torch.where(counts > 0, sums / counts.clamp(min=1), other)
+    return centres

@@ -142,7 +142,7 @@ def test_one_word_of_the_configuration_chooses_the_codebook():
     assert isinstance(model, VQGAN) and (model.grid, model.vocab_size) == (8, 256)
     for overrides, message in (
         (["codebook=vqgan", "dvae.tau=1"], "dvae has no 'tau'"),
-        (["codebook=jpeg"], "choose from dvae, vqgan"),
+        (["codebook=jpeg"], "choose from dvae, vqvae, vqgan"),
     ):
         with pytest.raises(ValueError, match=message):
             get_config("toy", overrides)

@@ -26,9 +26,9 @@ MAY_IMPORT = {
     "presets": set(),  # data
     "compiled": {"attention"},
     "data": {"config", "files", "tokenizer"},
-    "training": {"config", "files"},
+    "training": {"config", "files", "dvae"},
     "evaluation": {"street", "data", "plot", "files", "training"},
-    "codebooks": {"config"},
+    "codebooks": {"config", "dvae"},
     "priors": {"config", "tokenizer", "transformer", "attention"},
     "published": {"config", "files", "tokenizer", "dvae", "clip", "cache", "codebooks", "priors"},
     "plot": {"files"},
@@ -162,4 +162,4 @@ def test_files_street_and_package_stay_small():
     assert {n: s for n, s in sizes.items() if s > 400} == {}
     on = ["minidalle." + name for name in STREET if f"minidalle.{name}" in sizes]
     assert sum(sizes[n] for n in on) <= 2770
-    assert sum(sizes.values()) <= 12_900
+    assert sum(sizes.values()) <= 13_400

@@ -12,13 +12,13 @@ from minidalle.config import (
     TrainConfig,
     get_config,
     half_cosine,
-    learning_rate,
 )
 from minidalle.dalle import DALLE
 from minidalle.training.optim import (
     AdamW,
     Average,
     clip_gradients,
+    learning_rate,
     make_optimizer,
     parameter_groups,
 )
