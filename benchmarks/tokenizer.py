@@ -148,7 +148,7 @@ def compare_dropout(texts: list[str], mine: BPETokenizer, their, rounds: int) ->
         lambda: [encoding.ids for encoding in their.encode_batch(texts)],
     )
     report(f"encode: {len(texts)} captions, dropout 0.1", least)
-    lengths = mine.lengths(texts), map(len, ids), map(len, theirs)
+    lengths = [len(mine.encode(text)) for text in texts], map(len, ids), map(len, theirs)
     plain, ours, peer = (sum(n) / len(texts) for n in lengths)
     print(f"mean length: {plain:.3f} plain; with dropout 0.1 ours {ours:.3f}, peer {peer:.3f}")
 

@@ -24,13 +24,13 @@ class Layout(NamedTuple):
     and a cell reads them all. A column layer keeps its columns side by side, and reads one.
     """
 
-    home: Tensor  # (N,) int64, the slot of each cell
+    slot: Tensor  # (N,) int64, of each cell
     hidden: Tensor  # (N, R) bool, the slots that are read but not seen
     slots: int
 
     def at(self, cell: Tensor) -> tuple[Tensor, Tensor]:
-        """Return home (1,) and hidden (1, R) of a cell (1,) int64, without asking its value."""
-        return self.home.index_select(0, cell), self.hidden.index_select(0, cell)
+        """Return slot (1,) and hidden (1, R) of a cell (1,) int64, without asking its value."""
+        return self.slot.index_select(0, cell), self.hidden.index_select(0, cell)
 
 
 @lru_cache(maxsize=64)
@@ -40,14 +40,14 @@ def layout(kind: str, grid: int, kernel: int, device: torch.device) -> Layout:
         cell = torch.arange(grid**2)
         back = may_see(cell, torch.zeros_like(cell), kind, 0, grid, kernel)  # (N,) by distance
         slots = int(cell[back].max()) + 1
-        home = cell % slots
+        slot = cell % slots
         held = cell[:, None] - (cell[:, None] - cell[:slots]) % slots  # (N, S), below 0: nothing
         if kind == "column":
             slots = grid**2
-            home = cell % grid * grid + cell // grid
+            slot = cell % grid * grid + cell // grid
             held = cell[:, None] % grid + cell[:grid] * grid  # (N, grid)
         seen = (held >= 0) & may_see(cell[:, None], held, kind, 0, grid, kernel)
-        return Layout(home.to(device), (~seen).to(device), slots)
+        return Layout(slot.to(device), (~seen).to(device), slots)
 
 
 class LayerCache:
@@ -71,18 +71,18 @@ class LayerCache:
     def put(self, n: int, k: Tensor, v: Tensor) -> None:
         """Keep the keys and values of cells 0 … n - 1, each (G, H, m or 1, n, K)."""
         kept = slice(max(0, n - self.slots), n)  # the others would be overwritten at once
-        home = self.layout.home[kept]
-        self.k[:, :, :, home] = k[:, :, :, kept]
-        self.v[:, :, :, home] = v[:, :, :, kept]
+        slot = self.layout.slot[kept]
+        self.k[:, :, :, slot] = k[:, :, :, kept]
+        self.v[:, :, :, slot] = v[:, :, :, kept]
 
-    def attend(self, home: Tensor, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, slot: Tensor, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Keep k and v of the cell at `Layout.at` and attend with q, each (G, H, m, K).
 
         Returns (G, H, m, K).
         """
-        self.k.index_copy_(3, home, k[:, :, :, None])
-        self.v.index_copy_(3, home, v[:, :, :, None])
-        keys, values = self.read(self.k, home), self.read(self.v, home)  # (G, H, m, R, K)
+        self.k.index_copy_(3, slot, k[:, :, :, None])
+        self.v.index_copy_(3, slot, v[:, :, :, None])
+        keys, values = self.read(self.k, slot), self.read(self.v, slot)  # (G, H, m, R, K)
         q = q * q.shape[-1] ** -0.5
         to_text = q @ self.text_k.mT  # (G, H, m, L)
         to_image = (keys @ q[..., None])[..., 0]  # (G, H, m, R)
@@ -92,19 +92,19 @@ class LayerCache:
         image = from_image[..., None, :] @ values  # (G, H, m, 1, K)
         return from_text @ self.text_v + image[..., 0, :]
 
-    def read(self, slots: Tensor, home: Tensor) -> Tensor:
-        """Return those of slots (G, H, m, S, K) that the cell at `home` reads: (G, H, m, R, K)."""
+    def read(self, slots: Tensor, slot: Tensor) -> Tensor:
+        """Return those of slots (G, H, m, S, K) that the cell at `slot` reads: (G, H, m, R, K)."""
         if self.kind != "column":
             return slots
         columns = slots.unflatten(3, (self.grid, self.grid))
-        return columns.index_select(3, home // self.grid)[:, :, :, 0]
+        return columns.index_select(3, slot // self.grid)[:, :, :, 0]
 
 
-def step_layer(block: Block, cache: LayerCache, home: Tensor, hidden: Tensor, x: Tensor) -> Tensor:
+def step_layer(block: Block, cache: LayerCache, slot: Tensor, hidden: Tensor, x: Tensor) -> Tensor:
     """Take one state of every image, x (G m, D), through a block. Returns (G m, D)."""
     a, (captions, heads, samples) = block.attention, cache.k.shape[:3]
     qkv = a.qkv(a.norm(x)).view(captions, samples, 3, heads, -1)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (G, H, m, K) each
-    seen = cache.attend(home, hidden, q, k, v)
+    seen = cache.attend(slot, hidden, q, k, v)
     x = x + a.out(seen.transpose(1, 2).reshape(len(x), -1))
     return x + block.mlp(x)

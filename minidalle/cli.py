@@ -19,8 +19,9 @@ from minidalle import cli_generate, data, plot, stages
 from minidalle.config import PRESETS, STAGES, Config, get_config
 from minidalle.evaluation import demo
 from minidalle.evaluation.metrics import nearest_psnr
-from minidalle.models import MissingStage, load
+from minidalle.models import load
 from minidalle.stages import SHIPPED, use_half_the_cores
+from minidalle.training.finished import MissingStage
 
 EXAMPLES = {
     "data": "minidalle data --preset toy",

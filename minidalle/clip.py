@@ -1,4 +1,4 @@
-"""Which caption fits which picture? Two towers whose unit vectors meet where they fit.
+"""Which caption fits which image? Two towers whose unit vectors meet where they fit.
 
 B batch, L caption tokens, C context length, T tokens of a tower, D width, H heads, E shared width,
 P processes. Names, shapes and initialisation are those of the released models.
@@ -155,7 +155,7 @@ class CLIP(nn.Module):
             nn.init.normal_(block.mlp.c_proj.weight, std=width**-0.5 * (2 * depth) ** -0.5)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Place pictures on the unit sphere.
+        """Place images on the unit sphere.
 
         images (B, 3, S, S) float in [0, 1]; another size than clip.image_size is resampled
         (bicubic, as released). Returns (B, E) float32 unit vectors.
@@ -205,7 +205,7 @@ class CLIP(nn.Module):
     def loss(
         self, batch: dict[str, Tensor], step: int, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Ask every picture for its caption and every caption for its picture.
+        """Ask every image for its caption and every caption for its image.
 
         batch holds "text" (B, L) padded with -1 and "images" (B + F, 3, S, S) in [0, 1]. The first
         B images belong to the captions row by row, the last F to none: wrong answers for all.

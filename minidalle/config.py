@@ -6,11 +6,10 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, section 2 and appendices A and B (
 import dataclasses
 import json
 import math
-import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from minidalle.fields import Typed, between, check_range, one_of, read
+from minidalle.fields import Typed, between, one_of, read_fields
 from minidalle.presets import TABLE
 
 replace = dataclasses.replace
@@ -19,12 +18,12 @@ STAGES = ("tokenizer", "dvae", "dalle", "clip")  # of a run, in their order
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which captioned pictures. image_size in pixels per side."""
+    """Which captioned images. image_size in pixels per side."""
 
     name: str = one_of("shapes", "scenes", "mnist", "fashion_mnist", "cifar", "emoji", "folder")
-    folder: str = ""  # for 'folder': your own pictures
+    folder: str = ""  # for 'folder': your own images
     image_size: int = 32
-    n_train: int = 20_000  # pictures to draw, for the worlds that are drawn ('shapes', 'mnist')
+    n_train: int = 20_000  # images to draw, for the worlds that are drawn ('shapes', 'mnist')
     n_test: int = 2_000
     augment: bool = False  # the paper's random crops (listings 1 and 2)
     min_caption: int = between(0, 0)  # characters; shorter captions are skipped (section 2.3)
@@ -308,33 +307,9 @@ def from_dict(values: dict) -> Config:
     Raises ValueError naming the first field that is unknown, missing, of the wrong type or out of
     its range, or the sizes that do not fit together.
     """
-    config = _build(Config, values, "")
+    config = read_fields(Config, values, CHOICES)
     _check_sizes(config)
     return config
-
-
-def _build(kind: type, values: object, path: str) -> typing.Any:
-    """Turn a dict into an instance of the dataclass `kind`; `path` is its name, for the error."""
-    name = path.rstrip(".") or "Config"
-    if not isinstance(values, dict):
-        raise ValueError(f"{name} must be an object of fields, got {values!r}")
-    kinds, found = typing.get_type_hints(kind), {}
-    if kind is Config:
-        for choice, (section, classes) in CHOICES.items():
-            first = next(iter(classes.values()))
-            kinds[section] = classes.get(str(values.get(choice)), first)
-    if unknown := [key for key in values if key not in kinds]:
-        raise ValueError(f"unknown field: {name} has no {unknown[0]!r}; it has {', '.join(kinds)}")
-    for f in dataclasses.fields(kind):
-        if f.name in values and dataclasses.is_dataclass(kinds[f.name]):
-            found[f.name] = _build(kinds[f.name], values[f.name], f"{path}{f.name}.")
-        elif f.name in values:
-            found[f.name] = read(kinds[f.name], values[f.name], path + f.name)
-            check_range(found[f.name], f.metadata, path + f.name)
-    try:
-        return kind(**found)
-    except TypeError as error:  # a field without a default is missing
-        raise ValueError(f"{name}: {error}") from None
 
 
 def _check_sizes(c: Config) -> None:

@@ -1,4 +1,4 @@
-"""The discrete VAE: pictures to a grid of tokens and back. B batch, K codes, h w token grid.
+"""The discrete VAE: images to a grid of tokens and back. B batch, K codes, h w token grid.
 
 Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.1 and appendix A; layer names and the
 residual gain after github.com/openai/DALL-E, so that the released weights load.
@@ -267,6 +267,6 @@ class DiscreteVAE(nn.Module):
 
 def codebook_use(tokens: Tensor, vocab_size: int) -> dict[str, float]:
     """codes_used: how many codes occur; perplexity: exp(entropy) of their frequencies."""
-    share = torch.bincount(tokens.flatten(), minlength=vocab_size) / tokens.numel()
-    entropy = -(share * share.clamp(min=1e-12).log()).sum()
-    return {"codes_used": float((share > 0).sum()), "perplexity": entropy.exp().item()}
+    p = torch.bincount(tokens.flatten(), minlength=vocab_size) / tokens.numel()  # (K,)
+    entropy = -(p * p.clamp(min=1e-12).log()).sum()
+    return {"codes_used": float((p > 0).sum()), "perplexity": entropy.exp().item()}

@@ -1,24 +1,25 @@
-"""What stands beside a field of a configuration: its range, its words; and values read as typed.
+"""What stands beside a field of a configuration: its range, its words; and dicts read as they say.
 
 Source: this project.
 """
 
 import contextlib
+import dataclasses
 import math
 import types
 import typing
 from ast import literal_eval
-from dataclasses import field
+from collections.abc import Mapping
 
 
 def between(default: float | None, low: float, high: float = math.inf) -> typing.Any:
     """A number from low to high. A number without such a word beside it must be above 0."""
-    return field(default=default, metadata={"low": low, "high": high})
+    return dataclasses.field(default=default, metadata={"low": low, "high": high})
 
 
 def one_of(*choices: str) -> typing.Any:
     """One of these words, the first by default."""
-    return field(default=choices[0], metadata={"choices": choices})
+    return dataclasses.field(default=choices[0], metadata={"choices": choices})
 
 
 class Typed(str):
@@ -28,7 +29,35 @@ class Typed(str):
     """
 
 
-def read(kind: type, value: object, name: str) -> object:
+def read_fields(kind: type, values: object, choices: Mapping, path: str = "") -> typing.Any:
+    """Turn a dict into an instance of the dataclass `kind`, and the dicts in it into theirs.
+
+    choices: at the top, fields that name the class of a section: the section, its classes by name.
+    path: the name of a section within the whole, for errors. Raises ValueError naming the first
+    field that is unknown, missing, of the wrong type or out of its range.
+    """
+    name = path.rstrip(".") or kind.__name__
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} must be an object of fields, got {values!r}")
+    kinds, found = typing.get_type_hints(kind), {}
+    for choice, (section, classes) in choices.items():
+        first = next(iter(classes.values()))
+        kinds[section] = classes.get(str(values.get(choice)), first)
+    if unknown := [key for key in values if key not in kinds]:
+        raise ValueError(f"unknown field: {name} has no {unknown[0]!r}; it has {', '.join(kinds)}")
+    for f in dataclasses.fields(kind):
+        if f.name in values and dataclasses.is_dataclass(kinds[f.name]):
+            found[f.name] = read_fields(kinds[f.name], values[f.name], {}, f"{path}{f.name}.")
+        elif f.name in values:
+            found[f.name] = _read(kinds[f.name], values[f.name], path + f.name)
+            _check_range(found[f.name], f.metadata, path + f.name)
+    try:
+        return kind(**found)
+    except TypeError as error:  # a field without a default is missing
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _read(kind: type, value: object, name: str) -> object:
     """Return a value as the type of its field; an int serves as a float, nothing else does."""
     if isinstance(value, Typed) and kind is not str:
         words = {"true": True, "false": False, "none": None}
@@ -39,7 +68,7 @@ def read(kind: type, value: object, name: str) -> object:
         kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
         if len(kinds) != len(value):
             raise ValueError(f"{name} must hold {len(kinds)} values, got {value!r}")
-        return tuple(read(k, v, name) for k, v in zip(kinds, value, strict=True))
+        return tuple(_read(k, v, name) for k, v in zip(kinds, value, strict=True))
     allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if type(value) is int and float in allowed:
         value = float(value) if abs(value) < 2**1023 else math.inf
@@ -48,7 +77,7 @@ def read(kind: type, value: object, name: str) -> object:
     return value
 
 
-def check_range(value: object, allowed: typing.Mapping, name: str) -> None:
+def _check_range(value: object, allowed: Mapping, name: str) -> None:
     """Raise ValueError where the words beside a field do not allow its value."""
     choices = allowed.get("choices", (value,))
     if value not in choices:

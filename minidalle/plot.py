@@ -1,4 +1,4 @@
-"""Figures: sheets of images, masks, curves. The only home of matplotlib.
+"""Figures: sheets of images, masks, curves. Nothing else imports matplotlib.
 
 N images, H W pixels. Every `show_…` returns a Figure; in a notebook end the cell with `plt.show()`,
 in a program give the figure to `save`. Captions are shown as they are: a `$` in one is no maths.

@@ -22,10 +22,11 @@ from minidalle.data import lookalikes
 from minidalle.dvae import DiscreteVAE
 from minidalle.files import write_text
 from minidalle.generate import sample
-from minidalle.models import build, check_made_from, digests, load, product
+from minidalle.models import build, load
 from minidalle.tokenizer import BPETokenizer
 from minidalle.train import fit, split_batch
-from minidalle.training.identity import SECTIONS, made_alike
+from minidalle.training.finished import check_made_from, digests, made_alike, product
+from minidalle.training.identity import SECTIONS
 from minidalle.training.spread import spread_codes
 from minidalle.training.team import Alone
 
@@ -33,10 +34,10 @@ HERE = Path(__file__).resolve().parent
 SHIPPED = HERE / "shipped"  # checkpoints in an installed package …
 if not SHIPPED.is_dir():
     SHIPPED = HERE.parent / "data" / "checkpoints"  # … and in the repository
-N_TEST = 256  # pictures in a test batch of the dVAE
+N_TEST = 256  # images in a test batch of the dVAE
 TEST_PIXELS = 2**20  # in such a batch at most; 365 MiB for each 256 x 256 at the paper's size
-N_SPREAD = 400  # pictures that the first codes are spread over
-N_SHEET = 16  # pictures on a sheet of samples
+N_SPREAD = 400  # images that the first codes are spread over
+N_SHEET = 16  # images on a sheet of samples
 
 
 def use_half_the_cores() -> None:
@@ -184,7 +185,7 @@ def _mean_loss(batch: dict[str, Tensor], parts: int, team: Alone) -> Evaluate:
 
 
 def _test_images(test_set) -> Tensor:
-    """The first pictures of the test set, as many as fit, (N, 3, H, W) float in [0, 1]."""
+    """The first images of the test set, as many as fit, (N, 3, H, W) float in [0, 1]."""
     n = min(N_TEST, TEST_PIXELS // test_set[0][0][0].numel(), len(test_set))
     return torch.stack([test_set[i][0] for i in range(n)]).float() / 255
 

@@ -206,7 +206,7 @@ class BPETokenizer:
     ) -> Tensor:
         """Return int64 (B, length): the ids of each caption, then PAD.
 
-        A caption longer than `length` is cut; `lengths` tells which. See `encode` for the rest.
+        A caption longer than `length` is cut. See `encode` for the rest.
         Raises ValueError for one str, or for a length below 1.
         """
         if isinstance(texts, str) or length < 1:
@@ -217,10 +217,6 @@ class BPETokenizer:
             flat += ids
             flat += [PAD] * (length - len(ids))
         return torch.from_numpy(np.array(flat, dtype=np.int64)).view(len(texts), length)
-
-    def lengths(self, texts: Iterable[str]) -> list[int]:
-        """Return the uncut number of tokens of each caption, without dropout."""
-        return [len(self._encode(text)) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`; PAD is skipped, bytes that are not UTF-8 show as U+FFFD.

@@ -73,9 +73,9 @@ def test_a_layers_cache_reaches_what_its_mask_shows(kind, grid, kernel):
     cache = LayerCache(config, kind, *torch.zeros(2, 1, 1, 1, 1), samples=1)
     cache.k.fill_(-1)
     for cell in range(grid**2):
-        home, hidden = cache.layout.at(torch.tensor([cell]))
-        cache.k[:, :, :, home] = cell  # every slot says whose it is
-        slots = cache.read(cache.k, home).flatten()
+        slot, hidden = cache.layout.at(torch.tensor([cell]))
+        cache.k[:, :, :, slot] = cell  # every slot says whose it is
+        slots = cache.read(cache.k, slot).flatten()
         assert slots[~hidden[0]].sort().values.tolist() == mask[cell].nonzero()[:, 0].tolist()
 
 

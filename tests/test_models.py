@@ -6,9 +6,10 @@ import torch
 from minidalle.config import get_config, to_json
 from minidalle.files import CheckpointError, save_model
 from minidalle.generate import Pipeline
-from minidalle.models import MissingStage, build, digests, load
+from minidalle.models import build, load
 from minidalle.stages import finished
 from minidalle.tokenizer import BPETokenizer
+from minidalle.training.finished import MissingStage, digests
 
 OVERRIDES = [
     "dvae.n_hid=8", "dvae.n_init=8", "dalle.n_layers=1", "dalle.n_heads=1", "dalle.head_dim=8",

@@ -23,7 +23,8 @@ from minidalle.evaluation.metrics import accuracy, nearest_pixels
 from minidalle.evaluation.run import evaluate_run
 from minidalle.files import read_metadata, save_model
 from minidalle.generate import Pipeline
-from minidalle.models import digests, read_model
+from minidalle.models import read_model
+from minidalle.training.finished import digests
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent.parent / "runs" / "shipped"

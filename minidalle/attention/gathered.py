@@ -2,7 +2,7 @@
 
 B batch, H heads, T states (text_len + grid**2), K head width, R rows of image states in reach.
 Source: Ramesh et al. 2021, arXiv:2102.12092, appendix B.1 (column layers run on the transposed
-picture); Dao et al. 2022, arXiv:2205.14135, appendix B.2 (the gradients, and why not to keep).
+image); Dao et al. 2022, arXiv:2205.14135, appendix B.2 (the gradients, and why not to keep).
 """
 
 from functools import lru_cache
@@ -19,17 +19,17 @@ from minidalle.attention.masks import causal_mask, layer_mask
 def gathered(
     q: Tensor, k: Tensor, v: Tensor, kind: str, text_len: int, grid: int, kernel: int
 ) -> Tensor:
-    """Attend to the text and to the few rows of the picture that the mask reaches.
+    """Attend to the text and to the few rows of the image that the mask reaches.
 
-    Column layers run on the transposed picture, where a column is a row, as in the paper.
+    Column layers run on the transposed image, where a column is a row, as in the paper.
     Arguments and result as `attend`, T complete.
     """
     texts, images = zip(*(x.split([text_len, grid**2], 2) for x in (q, k, v)), strict=True)
     images = [x.unflatten(2, (grid, grid)) for x in images]
     if kind == "column":
         images = [x.transpose(2, 3) for x in images]
-    hidden = _window_mask(kind, text_len, grid, kernel, q.device, q.dtype)
-    image = _AttendWindows.apply(*images, *texts[1:], hidden)  # (B, H, grid, grid, K)
+    additive = _window_mask(kind, text_len, grid, kernel, q.device, q.dtype)
+    image = _AttendWindows.apply(*images, *texts[1:], additive)  # (B, H, grid, grid, K)
     if kind == "column":
         image = image.transpose(2, 3)
     text = dense(*texts, _causal_mask(text_len, q.device))
@@ -46,21 +46,21 @@ class _AttendWindows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, text_k, text_v, hidden) -> Tensor:
+    def forward(ctx, q, k, v, text_k, text_v, additive) -> Tensor:
         """q, k, v (B, H, grid, grid, K), text_k, text_v (B, H, text, K). Returns as q."""
-        ctx.save_for_backward(q, k, v, text_k, text_v, hidden)
+        ctx.save_for_backward(q, k, v, text_k, text_v, additive)
         out = torch.empty_like(q)
         for whole, *parts in zip(*map(_heads, (out, q, k, v, text_k, text_v)), strict=True):
-            whole.copy_(_look(*parts, hidden))
+            whole.copy_(_attend_head(*parts, additive))
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        *inputs, hidden = ctx.saved_tensors
+        *inputs, additive = ctx.saved_tensors
         grads = [torch.empty_like(x) for x in inputs]
         wholes = zip(*map(_heads, grads), strict=True)
         for whole, *parts in zip(wholes, *map(_heads, (grad, *inputs)), strict=True):
-            for x, part in zip(whole, _look_back(*parts, hidden), strict=True):
+            for x, part in zip(whole, _attend_backward(*parts, additive), strict=True):
                 x.copy_(part)
         return *grads, None
 
@@ -70,25 +70,25 @@ def _heads(x: Tensor) -> list[Tensor]:
     return [head for heads in x.unbind() for head in heads.unbind()]
 
 
-def _look(q, k, v, text_k, text_v, hidden) -> Tensor:
+def _attend_head(q, k, v, text_k, text_v, additive) -> Tensor:
     """Let the image states of one head attend: q, k, v, result (grid, grid, K), texts (text, K)."""
     q = q.contiguous() * q.shape[-1] ** -0.5
-    weights = _weigh(q, _windows(k, hidden), text_k, hidden)
-    on_text, on_image = weights.split([len(text_k), hidden.shape[2]], -1)
-    return torch.baddbmm(_rows(on_text, text_v), on_image, _windows(v, hidden))
+    weights = _softmax_weights(q, _windows(k, additive), text_k, additive)
+    on_text, on_image = weights.split([len(text_k), additive.shape[2]], -1)
+    return torch.baddbmm(_rows(on_text, text_v), on_image, _windows(v, additive))
 
 
-def _look_back(grad, q, k, v, text_k, text_v, hidden) -> tuple[Tensor, ...]:
-    """Gradients of q, k, v, text_k and text_v from that of `_look`'s result."""
-    scale, sizes = q.shape[-1] ** -0.5, [len(text_k), hidden.shape[2]]
-    q, grad, k = q.contiguous() * scale, grad.contiguous(), _windows(k, hidden)
-    weights = _weigh(q, k, text_k, hidden)
+def _attend_backward(grad, q, k, v, text_k, text_v, additive) -> tuple[Tensor, ...]:
+    """Gradients of q, k, v, text_k and text_v from that of `_attend_head`'s result."""
+    scale, sizes = q.shape[-1] ** -0.5, [len(text_k), additive.shape[2]]
+    q, grad, k = q.contiguous() * scale, grad.contiguous(), _windows(k, additive)
+    weights = _softmax_weights(q, k, text_k, additive)
     on_text, on_image = weights.split(sizes, -1)
     grad_text_v = on_text.flatten(0, 1).mT @ grad.flatten(0, 1)
     grad_v = _fold(on_image.mT @ grad)
     scores = torch.empty_like(weights)  # from here on gradients; first, those of the weights
     scores[..., : sizes[0]] = _rows(grad, text_v.mT)
-    scores[..., sizes[0] :] = grad @ _windows(v, hidden).mT
+    scores[..., sizes[0] :] = grad @ _windows(v, additive).mT
     scores *= weights  # softmax: weights * (gradients - mean of the gradients under the weights)
     scores.addcmul_(weights, scores.sum(-1, keepdim=True), value=-1)
     del weights, on_text, on_image  # a third of the memory a head takes
@@ -98,9 +98,9 @@ def _look_back(grad, q, k, v, text_k, text_v, hidden) -> tuple[Tensor, ...]:
     return grad_q, _fold(to_image.mT @ q), grad_v, grad_text_k, grad_text_v
 
 
-def _weigh(q, k, text_k, hidden) -> Tensor:
+def _softmax_weights(q, k, text_k, additive) -> Tensor:
     """One softmax over all text and the rows in reach. Returns (grid, grid, text + R grid)."""
-    scores = [_rows(q, text_k.mT), torch.baddbmm(hidden, q, k.mT)]
+    scores = [_rows(q, text_k.mT), torch.baddbmm(additive, q, k.mT)]
     return torch.cat(scores, -1).softmax(-1)
 
 
@@ -109,9 +109,9 @@ def _rows(x: Tensor, matrix: Tensor) -> Tensor:
     return (x.flatten(0, 1) @ matrix).unflatten(0, x.shape[:2])
 
 
-def _windows(x: Tensor, hidden: Tensor) -> Tensor:
+def _windows(x: Tensor, additive: Tensor) -> Tensor:
     """(grid, grid, K) -> (grid, R grid, K): each row and those just above it, without copies."""
-    grid, reach = len(hidden), hidden.size(2)
+    grid, reach = len(additive), additive.size(2)
     if reach > grid:
         x = F.pad(x, (0, 0, 0, 0, reach // grid - 1, 0))  # rows of zeros on top
     return x.flatten(0, 1).unfold(0, reach, grid).mT
@@ -127,7 +127,7 @@ def _fold(windows: Tensor) -> Tensor:
 
 
 def rows_in_reach(kind: str, grid: int, kernel: int) -> int:
-    """Return how many rows (of the transposed picture for columns) a query's keys lie in."""
+    """Return how many rows (of the transposed image for columns) a query's keys lie in."""
     reach = {"row": 2, "column": 1, "conv": kernel // 2 + 2}[kind]  # wrapping adds a row to conv
     return min(reach, grid)
 

@@ -38,7 +38,7 @@ def column_mask(text_len: int, grid: int) -> Tensor:
 def conv_mask(text_len: int, grid: int, kernel: int) -> Tensor:
     """Allow each image state all text and the earlier half of a kernel around it.
 
-    The kernel slides over the flattened grid, so its columns wrap around the picture's edges.
+    The kernel slides over the flattened grid, so its columns wrap around the image's edges.
     Arguments, result and errors as `row_mask`; kernel must be odd.
     """
     return layer_mask("conv", text_len, grid, kernel)

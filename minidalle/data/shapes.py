@@ -1,4 +1,4 @@
-"""A small world of captioned pictures, drawn here: one object on a plain ground, 32 pixels a side.
+"""A small world of captioned images, drawn here: one object on a plain ground, 32 pixels a side.
 
 N scenes, P points, V vertices. Some (shape, colour) pairs never appear in training: a model that
 can draw them from their captions has learnt to combine (zero-shot, as in the paper's section 3).

@@ -1,4 +1,4 @@
-"""The scale wing: everything that a laptop never needs, and the only home of torch.distributed.
+"""The scale wing: everything that a laptop never needs, and nothing else imports torch.distributed.
 
 It wraps models from outside. Nobody on the street imports it but the command line.
 """

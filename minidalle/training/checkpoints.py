@@ -127,8 +127,8 @@ def _pack_optimizer(optimizer, model: nn.Module) -> tuple[dict[str, Tensor], dic
     names = _parameter_names(optimizer, model)
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
-            home = tensors if isinstance(value, Tensor) else scalars
-            home[f"{names[index]}/{key}"] = value
+            kind = tensors if isinstance(value, Tensor) else scalars
+            kind[f"{names[index]}/{key}"] = value
     return tensors, scalars
 
 
@@ -160,12 +160,12 @@ def _restore(path: Path, tensors: dict, scalars: dict, model, optimizer, average
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
         parts[part][rest] = tensor
-    homes = {"model": model.state_dict(), "average": average.state_dict()}
-    for part, live in homes.items():
-        old, new = ({k: tuple(v.shape) for k, v in d.items()} for d in (parts[part], live))
+    live = {"model": model.state_dict(), "average": average.state_dict()}
+    for part, own in live.items():
+        old, new = ({k: tuple(v.shape) for k, v in d.items()} for d in (parts[part], own))
         if changed := differences(old, new):
             raise CheckpointError(f"{path} holds another model: {'; '.join(changed[:3])}")
-    for part, live in homes.items():
-        for name, tensor in live.items():
+    for part, own in live.items():
+        for name, tensor in own.items():
             tensor.copy_(parts[part][name])
     _unpack_optimizer(optimizer, model, parts["optimizer"] | scalars)

@@ -5,9 +5,8 @@ Source: this project.
 
 import dataclasses
 import json
-from pathlib import Path
 
-from minidalle.config import Config, TrainConfig, from_json
+from minidalle.config import Config, TrainConfig
 
 # The sections of a configuration on which the result of a stage depends.
 SECTIONS = {
@@ -48,19 +47,3 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
         elif a != b:
             found.append(f"{name} was {a}, is now {b}")
     return found
-
-
-def made_alike(folder: Path, config: Config, sections: tuple[str, ...]) -> bool:
-    """Say whether a finished stage's configuration is known; ValueError where it differs."""
-    if not (folder / "config.json").is_file():
-        return False
-    old = dataclasses.asdict(from_json((folder / "config.json").read_text(encoding="utf-8")))
-    old, new = ({name: c[name] for name in sections} for c in (old, dataclasses.asdict(config)))
-    free = FREE - {"steps"}
-    changed = [d for d in differences(old, new) if d.split()[0].split(".")[-1] not in free]
-    if changed:
-        raise ValueError(
-            f"{folder} holds a finished {folder.name} of another configuration: "
-            f"{'; '.join(changed)}. Train into another folder with --run, or again with --fresh"
-        )
-    return True

@@ -88,10 +88,10 @@ class Log:
         return self
 
     def __exit__(self, *error):
-        for home in (self.bar, self.file, self.board):
-            if home is not None:
+        for output in (self.bar, self.file, self.board):
+            if output is not None:
                 with contextlib.suppress(OSError):  # the disk is full: the line is lost anyway
-                    home.close()
+                    output.close()
 
 
 def read_log(path: str | Path) -> dict[str, list[tuple[int, float | None]]]:

@@ -15,7 +15,7 @@ FILES = {
 
 # The street from top to bottom: a file imports files above it in this list, never below.
 STREET = (
-    "fields", "config", "tokenizer", "attention.masks", "attention.dense", "attention",
+    "config", "tokenizer", "attention.masks", "attention.dense", "attention",
     "dvae", "clip",
     "transformer", "cache", "dalle", "train", "models", "generate", "stages",
 )  # fmt: skip
@@ -23,6 +23,7 @@ MODELS = {"tokenizer", "attention", "dvae", "clip", "transformer", "dalle", "cac
 # What each wing may import beside itself, by first name; the street is "street" for short.
 MAY_IMPORT = {
     "files": set(),
+    "fields": set(),
     "presets": set(),  # data
     "compiled": {"attention"},
     "data": {"config", "files", "tokenizer"},
@@ -161,5 +162,5 @@ def test_files_street_and_package_stay_small():
     sizes = {name: lines(path) for name, path in FILES.items()}
     assert {n: s for n, s in sizes.items() if s > 400} == {}
     on = ["minidalle." + name for name in STREET if f"minidalle.{name}" in sizes]
-    assert sum(sizes[n] for n in on) <= 2770
-    assert sum(sizes.values()) <= 13_400
+    assert sum(sizes[n] for n in on) <= 2625
+    assert sum(sizes.values()) <= 13_300
