@@ -79,7 +79,7 @@ class VQVAEConfig(CodebookConfig):
     likelihood: str = one_of("squares", "laplace")  # what a decoded pixel is measured by
     min_log_b: float | None = between(None, -math.inf)  # for 'laplace', as in the dVAE
     commitment: float = between(0.25, 0)  # how strongly features keep to their codes
-    averages: bool = True  # codes are moving averages of their features, not moved by gradient
+    averages: bool = True  # codes are averages of their features; by gradient lr must be lower
     decay: float = between(0.99, 0, 0.9999)  # of these averages, per update
     revive: float = between(0.05, 0, 1)  # of an even use: a code used less is dead; 0 revives none
     spread_codes: bool = False  # start from k-means of features
@@ -100,6 +100,10 @@ class VQGANConfig(CodebookConfig):
     decay: float = between(0.99, 0, 0.9999)
     revive: float = between(0.0, 0, 1)
     spread_codes: bool = False
+    disc_weight: float = between(0.0, 0)  # of the discriminator, 0.8 as published; 0: there is none
+    disc_start: int = between(0, 0)  # updates before it plays
+    disc_layers: int = 3  # of its convolutions halve the sides; at 32 pixels 1 or 2
+    disc_width: int = 64
 
 
 @dataclass(frozen=True)

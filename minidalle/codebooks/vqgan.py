@@ -7,12 +7,14 @@ github.com/CompVis/taming-transformers, so that the released weights load.
 
 import math
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
+from minidalle.codebooks.discriminator import Adversary
+from minidalle.codebooks.vqvae import Quantizer, check_images, look_up, measure, nearest
 from minidalle.config import VQGANConfig
-
-CHANNELS = 3
+from minidalle.dvae import CHANNELS
 
 
 def norm(n: int) -> nn.GroupNorm:
@@ -161,40 +163,16 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-class NearestCode(nn.Module):
-    """The quantiser of VQGAN: the nearest row of a table."""
-
-    def __init__(self, c: VQGANConfig):
-        super().__init__()
-        self.embedding = nn.Embedding(c.vocab_size, c.n_init)
-        nn.init.uniform_(self.embedding.weight, -1 / c.vocab_size, 1 / c.vocab_size)
-
-    @property
-    def codes(self) -> Tensor:
-        return self.embedding.weight
-
-    def tokens(self, z: Tensor) -> Tensor:
-        """Features (B, D, h, w) -> the nearest codes, (B, h, w) int64."""
-        z = z.movedim(1, -1)  # (B, h, w, D)
-        distance = self.codes.square().sum(1) - 2 * z @ self.codes.T  # |z|^2 is the same for all
-        return distance.argmin(dim=-1)
-
-
 class LikeliestCode(nn.Module):
-    """The quantiser of the Gumbel variant: logits from a 1x1 convolution, as in a dVAE."""
+    """The quantiser of the Gumbel variant: logits from a 1x1 convolution, as in a dVAE.
+
+    For released weights; to train one, dvae.hard=true with codebook=dvae is the same idea.
+    """
 
     def __init__(self, c: VQGANConfig):
         super().__init__()
         self.proj = nn.Conv2d(c.n_init, c.vocab_size, 1)
         self.embed = nn.Embedding(c.vocab_size, c.n_init)
-
-    @property
-    def codes(self) -> Tensor:
-        return self.embed.weight
-
-    def tokens(self, z: Tensor) -> Tensor:
-        """Features (B, D, h, w) -> the likeliest codes, (B, h, w) int64: no noise."""
-        return self.proj(z).argmax(dim=1)
 
 
 class VQGAN(nn.Module):
@@ -207,28 +185,34 @@ class VQGAN(nn.Module):
         self.image_size = config.image_size
         self.encoder = Encoder(config)
         self.quant_conv = nn.Conv2d(config.n_init, config.n_init, 1)
-        self.quantize = (LikeliestCode if config.gumbel else NearestCode)(config)
+        self.quantize = (LikeliestCode if config.gumbel else Quantizer)(config)
         self.post_quant_conv = nn.Conv2d(config.n_init, config.n_init, 1)
         self.decoder = Decoder(config)
+        if config.disc_weight:
+            self.adversary = Adversary(config)
+
+    @property
+    def codes(self) -> Tensor:
+        """The code vectors, (K, D)."""
+        return (self.quantize.embed if self.config.gumbel else self.quantize.embedding).weight
 
     def features(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) in [0, 1] -> (B, D, h, w), before they become codes.
+        """images (B, 3, H, W) in [0, 1] -> (B, D, h, w), before they become codes."""
+        return self.quant_conv(self.encoder(self.pixels(images)))
 
-        Raises ValueError where H or W is no multiple of 2**n_pools.
-        """
-        part, shape = 2**self.config.n_pools, tuple(images.shape)
-        if len(shape) != 4 or shape[1] != CHANNELS or shape[2] % part or shape[3] % part:
-            raise ValueError(f"images must be (B, 3, H, W) of multiples of {part}, got {shape}")
-        pixels = 2 * images - 1 if self.config.signed else images
-        return self.quant_conv(self.encoder(pixels))
+    def pixels(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) in [0, 1] -> the same as the networks see them."""
+        images = check_images(images, self.config.n_pools)
+        return 2 * images - 1 if self.config.signed else images
 
     def tokens(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) in [0, 1] -> codes (B, h, w) int64."""
-        return self.quantize.tokens(self.features(images))
+        z = self.features(images)
+        return self.quantize.proj(z).argmax(dim=1) if self.config.gumbel else nearest(z, self.codes)
 
     def latents(self, tokens: Tensor) -> Tensor:
         """tokens (B, h, w) int64 -> code vectors (B, D, h, w)."""
-        return F.embedding(tokens, self.quantize.codes).movedim(-1, 1)
+        return look_up(tokens, self.codes)
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Code vectors (B, D, h, w) -> images (B, 3, H, W), about [0, 1], not clamped."""
@@ -236,14 +220,39 @@ class VQGAN(nn.Module):
         return (pixels + 1) / 2 if self.config.signed else pixels
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """tokens (B, h, w) int64 -> images (B, 3, H, W) in [0, 1].
-
-        Raises ValueError for a token outside [0, K).
-        """
-        if tokens.ndim != 3 or tokens.is_floating_point():
-            shape, kind = tuple(tokens.shape), tokens.dtype
-            raise ValueError(f"tokens must be integers (B, h, w), got {kind} {shape}")
-        if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
-            found = f"{tokens.min()} to {tokens.max()}"
-            raise ValueError(f"tokens must lie in [0, {self.vocab_size}), got {found}")
+        """tokens (B, h, w) int64 -> images (B, 3, H, W) in [0, 1]."""
         return self.decode_latents(self.latents(tokens)).float().clamp(0, 1)
+
+    def loss(
+        self, batch: dict[str, Tensor], step: int, generator: Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean absolute error of the pixels, the quantiser's loss, and the discriminator's game.
+
+        Returns their sum and metrics. Raises ValueError for the Gumbel variant.
+        """
+        if self.config.gumbel:
+            raise ValueError("dvae.gumbel=true is for released weights: it is not trained here")
+        real, z = self.pixels(batch["images"]), self.features(batch["images"])
+        vectors, quantising = self.quantize(z, step, generator)
+        decoded = self.decoder(self.post_quant_conv(vectors)).float()
+        error = F.l1_loss(decoded, real)
+        metrics = {"error": error.detach(), "quantising": quantising.detach()}
+        loss = error + quantising
+        if self.config.disc_weight:
+            last = self.decoder.conv_out.weight
+            game, found = self.adversary(error, decoded, real, last, step)
+            loss, metrics = loss + game, metrics | found
+        return loss, metrics
+
+    def after_update(self) -> None:
+        """Called by the training loop once the optimiser has moved the weights."""
+        self.quantize.after_update()
+
+    @torch.no_grad()
+    def evaluate(
+        self, images: Tensor, step: int, generator: Generator | None = None
+    ) -> dict[str, float]:
+        """Returns error (mean absolute, of [0, 1]), psnr (dB), codes_used and perplexity."""
+        tokens = self.tokens(images)
+        error = F.l1_loss(self.decode(tokens), images)
+        return {"error": error.item()} | measure(self, images, tokens)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from minidalle.codebooks.discriminator import PatchGAN, adaptive_weight
 from minidalle.codebooks.vqgan import VQGAN, AttnBlock
 from minidalle.config import VQGANConfig, from_json, get_config, replace, to_json
 from minidalle.models import build
@@ -98,10 +100,10 @@ def test_tokens_are_the_nearest_codes_and_decode_looks_them_up():
     model, images = tiny(), torch.rand(2, 3, 16, 16)
     z = model.features(images).movedim(1, -1).flatten(0, 2)  # (n, D)
     model.quantize.embedding.weight.data.copy_(z.roll(1, dims=0) + 1e-3)
-    want = torch.cdist(z, model.quantize.codes).argmin(dim=1).view(2, 4, 4)
+    want = torch.cdist(z, model.codes).argmin(dim=1).view(2, 4, 4)
     tokens = model.tokens(images)
     assert torch.equal(tokens, want) and tokens.unique().numel() > 1
-    by_hand = model.quantize.codes[tokens].permute(0, 3, 1, 2)
+    by_hand = model.codes[tokens].permute(0, 3, 1, 2)
     torch.testing.assert_close(model.decode(tokens), model.decode_latents(by_hand).clamp(0, 1))
 
 
@@ -126,6 +128,7 @@ def test_signed_models_see_and_give_pixels_around_zero():
         (lambda m: m.tokens(torch.rand(3, 16, 16)), "multiples of 4"),
         (lambda m: m.decode(torch.full((1, 4, 4), 32)), r"\[0, 32\)"),
         (lambda m: m.decode(torch.zeros(4, 4).long()), "B, h, w"),
+        (lambda m: tiny(gumbel=True).loss({"images": torch.rand(1, 3, 16, 16)}, 0), "not trained"),
         (lambda m: tiny(widths=(1, 2)), "n_pools \\+ 1 = 3"),
     ],
 )
@@ -146,3 +149,69 @@ def test_one_word_of_the_configuration_chooses_the_codebook():
     ):
         with pytest.raises(ValueError, match=message):
             get_config("toy", overrides)
+
+
+@pytest.mark.parametrize("n_layers, side, size", [(3, 2, 2_765_633), (2, 6, None), (1, 14, None)])
+def test_the_discriminator_has_the_published_shape(n_layers, side, size):
+    model = PatchGAN(64, n_layers)
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 1, side, side)
+    assert size is None or count(model) == size
+
+
+def test_the_adaptive_weight_is_the_ratio_of_the_two_gradients_and_is_clamped():
+    last = torch.tensor([1.0, 2.0], requires_grad=True)
+    error, verdict = (3 * last).sum(), (last * torch.tensor([0.0, 2.0])).sum()
+    assert adaptive_weight(error, verdict, last).item() == pytest.approx(3 * 2**0.5 / 2, rel=1e-3)
+    assert adaptive_weight(error, verdict * 1e-12, last) == 1e4
+
+
+GAN = dict(disc_weight=0.8, disc_start=5, disc_layers=1, disc_width=8)
+
+
+def test_each_network_gets_the_gradient_of_its_own_side_only():
+    model, images = tiny(**GAN).train(), torch.rand(4, 3, 16, 16)
+    loss, metrics = model.loss({"images": images}, 5)
+    loss.backward()
+    # The discriminator: the hinge on real and decoded images, and nothing of the decoder's term.
+    real = model.pixels(images)
+    vectors, _ = model.quantize(model.features(images), 5, None)
+    decoded = model.decoder(model.post_quant_conv(vectors))
+    judge = model.adversary.discriminator
+    hinge = F.relu(1 - judge(real)).mean() / 2 + F.relu(1 + judge(decoded.detach())).mean() / 2
+    for p, want in zip(
+        judge.parameters(), torch.autograd.grad(hinge, judge.parameters()), strict=True
+    ):
+        torch.testing.assert_close(p.grad, want, rtol=1e-4, atol=1e-6)
+    # The decoder: its error, and the verdict with the weight that was found.
+    error = (decoded - real).abs().mean()
+    last = model.decoder.conv_out.weight
+    own = error + metrics["weight"] * -judge(decoded).mean()
+    want = torch.autograd.grad(own, last)[0]
+    torch.testing.assert_close(last.grad, want, rtol=1e-4, atol=1e-6)
+    pull = torch.autograd.grad(
+        metrics["weight"] * judge(model.decoder(model.post_quant_conv(vectors.detach()))).mean(),
+        last,
+    )[0]
+    wanted = (
+        0.8
+        * torch.autograd.grad(
+            (model.decoder(model.post_quant_conv(vectors.detach())) - real).abs().mean(), last
+        )[0].norm()
+    )
+    assert pull.norm().item() == pytest.approx(wanted.item(), rel=0.05)
+
+
+def test_the_discriminator_does_not_play_before_its_start():
+    model, images = tiny(**GAN).train(), torch.rand(4, 3, 16, 16)
+    loss, metrics = model.loss({"images": images}, 4)
+    loss.backward()
+    assert all(p.grad is None for p in model.adversary.parameters())
+    assert "weight" not in metrics and loss.item() == pytest.approx(
+        metrics["error"].item() + metrics["quantising"].item()
+    )
+
+
+def test_a_model_without_a_discriminator_has_only_the_released_names():
+    names = set(tiny().state_dict())
+    assert not any("adversary" in name or "counts" in name for name in names)
+    assert any(name.startswith("adversary.") for name in tiny(**GAN).state_dict())

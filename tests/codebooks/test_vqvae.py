@@ -173,8 +173,12 @@ def test_the_error_is_a_mean_square_or_the_dvaes_likelihood():
         ["codebook=vqvae"],
         ["codebook=vqvae", "dvae.averages=false", "dvae.likelihood=laplace", "train_dvae.lr=1e-3"],
         ["codebook=palette"],
+        [  # stopped and resumed after the discriminator has begun
+            "codebook=vqgan", "dvae.n_hid=4", "dvae.n_init=4", "dvae.disc_weight=0.8",
+            "dvae.disc_start=2", "dvae.disc_layers=1", "dvae.disc_width=4", "dvae.revive=0.1",
+        ],
     ],
-)
+)  # fmt: skip
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(overrides, tmp_path, monkeypatch):
     config = get_config(
         "toy",
