@@ -62,7 +62,7 @@ def finished(run: Path, stage: str, config: Config) -> bool:
     own = () if stage == "tokenizer" else (f"train_{stage}",)
     if not made_alike(Path(run) / stage, config, (*sections, *own, "seed")):
         return False
-    check_made_from(run, stage)
+    check_made_from(run, stage, data.version(config))
     return True
 
 
@@ -130,7 +130,7 @@ def train_stage(
     return fit(
         model, batches, training, run / stage, run_config=config,
         evaluate=evaluate, sheet=sheet, seed=config.seed, device=device, resume=not fresh,
-        tensorboard=tensorboard, made_from=digests(run, needs), team=team,
+        tensorboard=tensorboard, team=team, made_from=digests(run, needs) | data.version(config),
     )  # fmt: skip
 
 

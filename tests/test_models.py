@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from minidalle import data
 from minidalle.config import get_config, to_json
+from minidalle.data import shapes
 from minidalle.files import CheckpointError, save_model
 from minidalle.generate import Pipeline
 from minidalle.models import build, load
-from minidalle.stages import finished
+from minidalle.stages import finished, train_stage
 from minidalle.tokenizer import BPETokenizer
 from minidalle.training.finished import MissingStage, digests
 
@@ -24,7 +26,8 @@ def save(run, stage, config=CONFIG, change=None):
     if change:
         change(model)
     needs = {"dalle": ("tokenizer", "dvae"), "clip": ("tokenizer",)}.get(stage, ())
-    save_model(run / stage, model.state_dict(), to_json(config), digests(run, needs))
+    made_from = digests(run, needs) | data.version(config)
+    save_model(run / stage, model.state_dict(), to_json(config), made_from)
 
 
 @pytest.fixture
@@ -56,6 +59,29 @@ def test_a_new_tokenizer_makes_prior_and_clip_stale(run):
     for stage in ("dalle", "clip"):
         with pytest.raises(MissingStage, match=f"{stage} .* is stale: tokenizer"):
             load(run, stage)
+
+
+@pytest.mark.parametrize("name, value", [("JITTER", 0.2), ("VERSION", 1)])
+def test_a_run_of_an_older_world_is_refused_by_name_but_still_draws(run, monkeypatch, name, value):
+    assert finished(run, "dvae", CONFIG)
+    monkeypatch.setattr(shapes, name, value)
+    for stage in ("dvae", "dalle", "clip"):
+        with pytest.raises(
+            ValueError, match=rf"{stage} learned.*world.*version 2.*now .*{value}.*--fresh"
+        ):
+            finished(run, stage, CONFIG)
+    Pipeline.load(run)
+
+
+def test_a_training_that_began_in_an_older_world_is_not_gone_on_with(tmp_path, monkeypatch):
+    small = ["data.n_train=8", "data.n_test=4", "dvae.spread_codes=false", "train_dvae.warmup=0"]
+    short, longer = (
+        get_config("toy", [*OVERRIDES, *small, f"train_dvae.steps={n}"]) for n in (1, 2)
+    )
+    train_stage(short, "dvae", tmp_path)
+    monkeypatch.setattr(shapes, "VERSION", 3)
+    with pytest.raises(ValueError, match=r"version 2.*version 3"):
+        train_stage(longer, "dvae", tmp_path)
 
 
 def test_a_stage_alone_needs_no_earlier_one(run):

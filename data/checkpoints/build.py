@@ -102,7 +102,7 @@ def ship(run: Path, folder: Path, others: tuple[str, ...]) -> None:
         weights, config = read_model(run / stage)
         weights = {name: value.half() for name, value in weights.items()}
         earlier = json.loads(read_metadata(run / stage / "model.safetensors")["made_from"])
-        save_model(folder / stage, weights, to_json(config), digests(folder, earlier))
+        save_model(folder / stage, weights, to_json(config), earlier | digests(folder, earlier))
         (folder / stage / "log.jsonl").write_text(thin((run / stage / "log.jsonl").read_text()))
     for name in others:
         shutil.copyfile(run / name, folder / name)

@@ -22,7 +22,7 @@ from minidalle.data.folders import load_folder
 from minidalle.data.shards import load_shards
 from minidalle.data.streams import Stream, is_url, load_stream
 
-__all__ = ["batches", "captions", "cut_captions", "first", "load", "unseen_words"]
+__all__ = ["batches", "captions", "cut_captions", "first", "load", "unseen_words", "version"]
 
 STREAMED_CAPTIONS = 100_000  # enough for the tokenizer: a stream has no end
 
@@ -42,6 +42,19 @@ def load(config: Config, split: str) -> Captioned | Stream:
     if split not in splits:
         raise ValueError(f"split of {name!r} must be one of {', '.join(splits)}, got {split!r}")
     return LOADERS[name](split, config.data, config.seed)
+
+
+def version(config: Config) -> dict[str, str]:
+    """Say which version of a drawn world a run learns from; of data that lie in files nothing."""
+    worlds = {
+        "shapes": (shapes, shapes.JITTER, shapes.SIZE_JITTER),
+        "scenes": (scenes, scenes.JITTER, scenes.RADIUS_JITTER),
+    }
+    if config.data.name not in worlds:
+        return {}
+    world, place, radius = worlds[config.data.name]
+    name = f"{config.data.name}, version {world.VERSION}"
+    return {"data": f"{name}, places moved by {place}, radii by {radius}"}
 
 
 def load_shapes(split: str, data: DataConfig, seed: int) -> InMemory:

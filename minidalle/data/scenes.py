@@ -26,6 +26,7 @@ OBJECTS = tuple((s, c) for s in SHAPES for c in COLOURS)
 HELD_OUT_PAIRS = frozenset((s, tuple(COLOURS)[(i + 2) % 6]) for i, s in enumerate(SHAPES))
 SPLITS = ("train", "test", "held_out", "bindings")
 
+VERSION = 1  # of this world: a run of another one is not gone on with
 RADIUS = 0.19  # of an object, as a share of SIDE
 RADIUS_JITTER = 0.08  # relative
 JITTER = 0.045  # of a centre, each way, as a share of SIDE

@@ -71,6 +71,7 @@ TEMPLATES = (  # the first states every attribute in the plainest order
     "a {colour} {shape} in the {position}, {size}, on {background}",
     "a {size} {colour} {shape} on a {background} background",  # position left open
 )
+VERSION = 2  # of this world: a run of another one is not gone on with
 JITTER = 2.0  # pixels the centre may move, each way
 REACH = 1.55  # no outline of radius 1, and no half pixel beyond it, lies further out
 SIZE_JITTER = 0.08  # relative

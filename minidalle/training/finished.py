@@ -30,15 +30,22 @@ def digests(run: str | Path, stages: Iterable[str]) -> dict[str, str]:
     return {name: digest(path) for name, path in paths.items() if path.is_file()}
 
 
-def check_made_from(run: str | Path, stage: str) -> None:
+def check_made_from(run: str | Path, stage: str, version: dict[str, str] | None = None) -> None:
     """Raise MissingStage where what a finished stage was made from has been made anew since.
 
-    Stages whose earlier ones are not there, or that do not say what they were made from, pass.
+    version: that of the data, as `data.version`; ValueError where it was another. Stages whose
+    earlier ones are not there, or that do not say what they were made from, pass.
     """
     path = Path(run) / stage / product(stage)
     if stage == "tokenizer":
         return
     made_from = json.loads(read_metadata(path).get("made_from", "{}"))
+    for name, value in (version or {}).items():
+        if (old := made_from.get(name, "an older one")) != value:
+            raise ValueError(
+                f"the {stage} in {run} learned from another world: {old}; now it is {value}. "
+                f"Train into another folder with --run, or again with --fresh"
+            )
     now = digests(run, made_from)
     if stale := [name for name, value in now.items() if made_from[name] != value]:
         raise MissingStage(
