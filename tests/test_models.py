@@ -67,7 +67,7 @@ def test_a_run_of_an_older_world_is_refused_by_name_but_still_draws(run, monkeyp
     monkeypatch.setattr(shapes, name, value)
     for stage in ("dvae", "dalle", "clip"):
         with pytest.raises(
-            ValueError, match=rf"{stage} learned.*world.*version 2.*now .*{value}.*--fresh"
+            ValueError, match=rf"the {stage} in .*version 2.*now .*{value}.*--fresh"
         ):
             finished(run, stage, CONFIG)
     Pipeline.load(run)
