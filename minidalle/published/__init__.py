@@ -14,7 +14,7 @@ from torch import nn
 
 from minidalle.config import DVAEConfig, get_config, replace, to_json
 from minidalle.files import digest, find, places, save_model
-from minidalle.published import openai_clip, openai_dvae, vqgan
+from minidalle.published import dalle_mini, openai_clip, openai_dvae, vqgan
 from minidalle.published.weights import Parts
 
 
@@ -42,7 +42,17 @@ def _clip(config, size: int) -> Checkpoint:
     return Checkpoint(partial(openai_clip.make, config), openai_clip.load, files, "MIT")
 
 
+def _mini(config, suffix: str) -> Checkpoint:
+    names = (f"vocab{suffix}.json", f"merges{suffix}.txt", "detoker.pt")
+    names += (f"encoder{suffix}.pt", f"decoder{suffix}.pt")
+    load = partial(dalle_mini.load, config=config)
+    files = dict.fromkeys(names, "kuprel/min-dalle")
+    return Checkpoint(partial(dalle_mini.make, config), load, files, "Apache-2.0")
+
+
 CHECKPOINTS = {
+    "dalle-mini": _mini(dalle_mini.MINI, "_mini"),
+    "dalle-mega": _mini(dalle_mini.MEGA, ""),
     "openai-clip": _clip(openai_clip.B32, 32),
     "openai-clip-b16": _clip(openai_clip.B16, 16),
     "openai-dvae": Checkpoint(

@@ -15,6 +15,8 @@ from minidalle.models import load
 from minidalle.published import vqgan
 
 SIZES = {  # as published; the dVAE's two halves by what their layers add up to
+    "dalle-mini": 437_962_720 + 46_709_891,
+    "dalle-mega": 2_587_967_488 + 46_709_891,
     "openai-clip": 151_277_313,
     "openai-clip-b16": 149_620_737,
     "openai-dvae": 53_786_240 + 43_829_766,
