@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from minidalle.attention import may_see
-from minidalle.config import DALLEConfig
 from minidalle.transformer import Block
 
 
@@ -58,12 +57,10 @@ class LayerCache:
     """
 
     def __init__(
-        self, config: DALLEConfig, kind: str, text_k: Tensor, text_v: Tensor, samples: int
+        self, kind: str, grid: int, places: Layout, text_k: Tensor, text_v: Tensor, samples: int
     ):
-        self.kind, self.grid = kind, config.grid
+        self.kind, self.grid, self.layout, self.slots = kind, grid, places, places.slots
         self.text_k, self.text_v = text_k, text_v
-        self.layout = layout(kind, config.grid, config.kernel, text_k.device)
-        self.slots = self.layout.slots
         captions, heads, _, width = text_k.shape
         shape = (captions, heads, samples, self.slots, width)
         self.k, self.v = text_k.new_zeros(shape), text_v.new_zeros(shape)  # 0 times NaN were NaN

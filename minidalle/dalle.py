@@ -197,7 +197,8 @@ class Decoder:
             # Text once for all copies, image states copy by copy.
             k, v = (y.unflatten(0, (-1, copies)).transpose(1, 2) for y in (k, v))
             text_k, text_v = (y[:, :, 0, : c.text_len].contiguous() for y in (k, v))
-            caches.append(cache.LayerCache(c, a.kind, text_k, text_v, samples))
+            places = cache.layout(a.kind, c.grid, c.kernel, x.device)
+            caches.append(cache.LayerCache(a.kind, c.grid, places, text_k, text_v, samples))
             caches[-1].put(p, k[:, :, :, c.text_len :], v[:, :, :, c.text_len :])
         return caches
 

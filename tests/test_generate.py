@@ -12,7 +12,7 @@ from minidalle import cache as cache_module
 from minidalle import dalle as dalle_module
 from minidalle import generate as generate_module
 from minidalle.attention import layer_mask
-from minidalle.cache import LayerCache
+from minidalle.cache import LayerCache, layout
 from minidalle.clip import CLIP, pack_text
 from minidalle.compiled import Graph
 from minidalle.config import DALLEConfig, get_config, to_json
@@ -68,9 +68,9 @@ def test_cached_logits_equal_uncached_ones_at_every_step(kernel, n_layers, start
 @pytest.mark.parametrize("kind", ["row", "column", "conv"])
 @pytest.mark.parametrize("grid, kernel", [(4, 3), (5, 5), (3, 7), (1, 1), (6, 1)])
 def test_a_layers_cache_reaches_what_its_mask_shows(kind, grid, kernel):
-    config = replace(SMALL, text_len=1, grid=grid, kernel=kernel)
     mask = layer_mask(kind, 1, grid, kernel)[1:, 1:]
-    cache = LayerCache(config, kind, *torch.zeros(2, 1, 1, 1, 1), samples=1)
+    places = layout(kind, grid, kernel, torch.device("cpu"))
+    cache = LayerCache(kind, grid, places, *torch.zeros(2, 1, 1, 1, 1), samples=1)
     cache.k.fill_(-1)
     for cell in range(grid**2):
         slot, hidden = cache.layout.at(torch.tensor([cell]))
@@ -152,8 +152,8 @@ def test_a_compiled_step_is_compiled_once_for_all_cells(monkeypatch):
 
 def test_a_row_layer_keeps_33_image_states_at_the_size_of_the_paper():
     config = get_config("12b").dalle
-    k = torch.zeros(1, 1, 256, 1)
-    slots = {kind: LayerCache(config, kind, k, k, 1).slots for kind in ("row", "column", "conv")}
+    kinds, cpu = ("row", "column", "conv"), torch.device("cpu")
+    slots = {kind: layout(kind, config.grid, config.kernel, cpu).slots for kind in kinds}
     assert slots == {"row": 33, "column": 1024, "conv": 192}
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from minidalle.config import DVAEConfig, get_config, replace, to_json
 from minidalle.files import digest, find, places, save_model
-from minidalle.published import dalle_mini, openai_clip, openai_dvae, vqgan
+from minidalle.published import dalle_mini, mindalle, openai_clip, openai_dvae, rudalle, vqgan
 from minidalle.published.weights import Parts
 
 
@@ -50,9 +50,29 @@ def _mini(config, suffix: str) -> Checkpoint:
     return Checkpoint(partial(dalle_mini.make, config), load, files, "Apache-2.0")
 
 
+def _rudalle(file: str, at: str, **options) -> Checkpoint:
+    others = dict.fromkeys((rudalle.CODEBOOK, rudalle.VOCABULARY), "shonenkov/rudalle-utils")
+    load = partial(rudalle.load, file=file, **options)
+    licence = "as its page on the hub says (the code's is Apache-2.0)"
+    return Checkpoint(partial(rudalle.make, **options), load, {file: at} | others, licence)
+
+
 CHECKPOINTS = {
     "dalle-mini": _mini(dalle_mini.MINI, "_mini"),
     "dalle-mega": _mini(dalle_mini.MEGA, ""),
+    "mindalle": Checkpoint(
+        mindalle.make, mindalle.load, dict.fromkeys(mindalle.FILES, mindalle.PAGE),
+        "CC-BY-NC-SA 4.0: not for commercial use",
+    ),
+    "rudalle-malevich": _rudalle("pytorch_model_v3.bin", "sberbank-ai/rudalle-Malevich"),
+    "rudalle-malevich-v2": _rudalle(
+        "pytorch_model_v2.bin", "sberbank-ai/rudalle-Malevich", version=2
+    ),
+    "rudalle-emojich": _rudalle("pytorch_model.bin", "sberbank-ai/rudalle-Emojich", version=2),
+    "rudalle-surrealist": _rudalle("pytorch_model.bin", "shonenkov-AI/rudalle-xl-surrealist"),
+    "rudalle-kandinsky": _rudalle(
+        "pytorch_model.bin", "sberbank-ai/rudalle-Kandinsky", sizes=rudalle.KANDINSKY
+    ),
     "openai-clip": _clip(openai_clip.B32, 32),
     "openai-clip-b16": _clip(openai_clip.B16, 16),
     "openai-dvae": Checkpoint(

@@ -14,9 +14,16 @@ from minidalle.config import VQGANConfig
 from minidalle.models import load
 from minidalle.published import vqgan
 
-SIZES = {  # as published; the dVAE's two halves by what their layers add up to
+MALEVICH = 1_310_410_880 + 68_995_971
+SIZES = {
     "dalle-mini": 437_962_720 + 46_709_891,
     "dalle-mega": 2_587_967_488 + 46_709_891,
+    "mindalle": 1_291_081_728 + 76_073_859,
+    "rudalle-malevich": MALEVICH,
+    "rudalle-malevich-v2": MALEVICH,
+    "rudalle-emojich": MALEVICH,
+    "rudalle-surrealist": MALEVICH,
+    "rudalle-kandinsky": 11_519_306_624 + 68_995_971,
     "openai-clip": 151_277_313,
     "openai-clip-b16": 149_620_737,
     "openai-dvae": 53_786_240 + 43_829_766,

@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "evaluation": {"street", "data", "plot", "files", "training"},
     "codebooks": {"config", "dvae"},
     "priors": {"config", "tokenizer", "transformer", "attention"},
-    "published": {"config", "files", "tokenizer", "dvae", "clip", "cache", "codebooks", "priors"},
+    "published": {"config", "files", "tokenizer", "attention", "dvae", "clip", "cache"}
+    | {"compiled", "codebooks", "priors"},
     "plot": {"files"},
     "notebook": {"street"},
 }
@@ -163,4 +164,4 @@ def test_files_street_and_package_stay_small():
     assert {n: s for n, s in sizes.items() if s > 400} == {}
     on = ["minidalle." + name for name in STREET if f"minidalle.{name}" in sizes]
     assert sum(sizes[n] for n in on) <= 2625
-    assert sum(sizes.values()) <= 13_600
+    assert sum(sizes.values()) <= 14_200
