@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--bfloat16", action="store_true", help="read half the bytes a token")
     parser.add_argument("--float16", action="store_true", help="the same, for older GPUs")
-    parser.add_argument("--batch", type=int, default=64, help="images at once (default 64)")
+    parser.add_argument("--batch", type=int, help="images at once (default 64, 4 by --model)")
     parser.add_argument("--compile", action="store_true", help="for many images on a GPU")
     parser.add_argument("--out", default="samples.png", help="a .png file (default samples.png)")
 
@@ -59,10 +59,11 @@ def run(args: argparse.Namespace, source: str | Path) -> None:
     def show(images: torch.Tensor) -> Path:
         return plot.save(plot.show_images(images, title=args.caption, side=1.1), args.out)
 
+    batch = args.batch if args.batch is not None else 4 if args.model else 64
     images, scores = pipeline.generate(
         args.caption, n=args.n, candidates=args.candidates, temperature=args.temperature,
         top_k=args.top_k, top_p=args.top_p, guidance=args.guidance,
-        generator=torch.Generator().manual_seed(args.seed or 0), batch_size=args.batch,
+        generator=torch.Generator().manual_seed(args.seed or 0), batch_size=batch,
         compile=args.compile, finished=show,
     )  # fmt: skip
     shown = ", ".join(f"{s:.3f}" for s in scores.tolist())

@@ -4,16 +4,19 @@ Source: the places that `files` names in each row.
 """
 
 import shutil
+import tarfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import requests
 import torch
 from torch import nn
 
 from minidalle.config import DVAEConfig, get_config, replace, to_json
 from minidalle.files import digest, find, places, save_model
+from minidalle.files import fetch as fetch_file
 from minidalle.published import dalle_mini, mindalle, openai_clip, openai_dvae, rudalle, vqgan
 from minidalle.published.weights import Parts
 
@@ -25,6 +28,8 @@ class Checkpoint(NamedTuple):
     load: Callable[[Path, torch.dtype], Parts]  # from a folder that holds `files`
     files: dict[str, str]  # each with its repository on the Hugging Face hub, or its web page
     licence: str  # of the weights
+    options: str = ""  # of `generate`, with which its authors sample
+    archive: str = ""  # the web address of all files in one .tar.gz; its folder there is its MD5
 
 
 def _vqgan(config, page: str) -> Checkpoint:
@@ -47,22 +52,24 @@ def _mini(config, suffix: str) -> Checkpoint:
     names += (f"encoder{suffix}.pt", f"decoder{suffix}.pt")
     load = partial(dalle_mini.load, config=config)
     files = dict.fromkeys(names, "kuprel/min-dalle")
-    return Checkpoint(partial(dalle_mini.make, config), load, files, "Apache-2.0")
+    make, options = partial(dalle_mini.make, config), "--guidance 16 --top-k 256"
+    return Checkpoint(make, load, files, "Apache-2.0", options)
 
 
 def _rudalle(file: str, at: str, **options) -> Checkpoint:
     others = dict.fromkeys((rudalle.CODEBOOK, rudalle.VOCABULARY), "shonenkov/rudalle-utils")
     load = partial(rudalle.load, file=file, **options)
     licence = "as its page on the hub says (the code's is Apache-2.0)"
-    return Checkpoint(partial(rudalle.make, **options), load, {file: at} | others, licence)
+    make, usual = partial(rudalle.make, **options), "--top-k 2048 --top-p 0.995"
+    return Checkpoint(make, load, {file: at} | others, licence, usual)
 
 
 CHECKPOINTS = {
     "dalle-mini": _mini(dalle_mini.MINI, "_mini"),
     "dalle-mega": _mini(dalle_mini.MEGA, ""),
     "mindalle": Checkpoint(
-        mindalle.make, mindalle.load, dict.fromkeys(mindalle.FILES, mindalle.PAGE),
-        "CC-BY-NC-SA 4.0: not for commercial use",
+        mindalle.make, mindalle.load, dict.fromkeys(mindalle.FILES, mindalle.ARCHIVE),
+        "CC-BY-NC-SA 4.0, not for commercial use", "--top-k 256", mindalle.ARCHIVE,
     ),
     "rudalle-malevich": _rudalle("pytorch_model_v3.bin", "sberbank-ai/rudalle-Malevich"),
     "rudalle-malevich-v2": _rudalle(
@@ -134,9 +141,10 @@ def describe(name: str, dtype: torch.dtype = torch.float32, *kinds: str) -> str:
     }
     memory = sum(n * (dtype.itemsize if kind == "prior" else 4) for kind, n in sizes.items())
     shown = ", ".join(f"{kind} {n:,}" for kind, n in sizes.items())
+    usual = f" Its authors sample with {_row(name).options}." if _row(name).options else ""
     return (
         f"{name} has {sum(sizes.values()):,} parameters ({shown}), {memory / 1e9:.1f} GB of "
-        f"memory; licence of the weights: {_row(name).licence}."
+        f"memory; licence of the weights: {_row(name).licence}.{usual}"
     )
 
 
@@ -144,14 +152,17 @@ def fetch(name: str) -> Path:
     """Return the folder with a model's files; those it lacks come from the Hugging Face hub.
 
     An interrupted download goes on where it stopped, and every large file is compared with the
-    hub's checksum. Raises ValueError, saying what to do, where a file is not on the hub or
-    huggingface_hub is not installed, and OSError where the network or the disk refuses.
+    hub's checksum. minDALL-E comes from its makers, as one archive that starts anew.
+    Raises ValueError, saying what to do, where a file is in neither place or huggingface_hub is
+    not installed, and OSError where the network or the disk refuses.
     """
     row = _row(name)
     folder = find(f"published/{name}") or places()[-1] / "published" / name
     missing = {file: at for file, at in row.files.items() if not (folder / file).is_file()}
     if not missing:
         return folder
+    if row.archive:
+        return _unpack(row, folder)
     for file, at in missing.items():
         if at.startswith("https://"):
             raise ValueError(f"no {file} in {folder}: get it from {at}, or use --weights FOLDER")
@@ -177,6 +188,21 @@ def fetch(name: str) -> Path:
                 raise OSError(f"{file} does not have the hub's checksum; it was deleted")
     except Exception as error:  # the hub's own kinds of error come from several libraries
         raise OSError(f"cannot fetch {name}: {error}") from error
+    return folder
+
+
+def _unpack(row: Checkpoint, folder: Path) -> Path:
+    """Fetch an archive, and lay what is in its one folder into ours."""
+    mirror, _, file = row.archive.rpartition("/")
+    size = int(requests.head(row.archive, timeout=30).headers.get("content-length", 0))
+    print(f"Fetching {size / 1e9:.2f} GB into {folder}; licence of the weights: {row.licence}.")
+    path = fetch_file(f"published/{file}", mirror.rpartition("/")[2], [mirror])
+    with tarfile.open(path) as archive:
+        members = [member for member in archive if member.isfile()]
+        for member in members:
+            member.name = member.name.partition("/")[2]
+        archive.extractall(folder, members, filter="data")
+    path.unlink()
     return folder
 
 

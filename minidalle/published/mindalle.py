@@ -27,8 +27,9 @@ MINDALLE = Sizes(
 VOCABULARY, MERGES = "tokenizer/bpe-16k-vocab.json", "tokenizer/bpe-16k-merges.txt"
 CODEBOOK, PRIOR = "stage1_last.ckpt", "stage2_last.ckpt"
 FILES = (VOCABULARY, MERGES, CODEBOOK, PRIOR)
-PAGE = (  # the folder's name is the MD5 of the archive
+ARCHIVE = (  # the folder's name is the MD5
     "https://arena.kakaocdn.net/brainrepo/models/minDALL-E/57b008f02ceaa02b779c8b7463143315"
+    "/1.3B.tar.gz"
 )
 
 END = "</w>"

@@ -1,12 +1,20 @@
 """minDALL-E against a plain loop over the fact sheet, and its tokenizer against the library."""
 
+import hashlib
 import json
+import tarfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 import torch
+from helpers.clip_files import random_clip, write_merges
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minidalle import files, plot, published
+from minidalle.cli import main
 from minidalle.codebooks.vqgan import VQGAN
 from minidalle.config import VQGANConfig, replace
 from minidalle.generate import Pipeline, sample
@@ -225,3 +233,71 @@ def test_what_is_wrong_in_the_folder_is_named(folder, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="but the prior embeds 16384"):
         mindalle.load(folder)
+
+
+def test_the_command_says_what_it_needs_and_shows_images_as_they_are_finished(
+    folder, monkeypatch, capsys
+):
+    sheets, save = [], plot.save
+    monkeypatch.setattr(plot, "save", lambda *args: sheets.append(args) or save(*args))
+    out = folder / "cat.png"
+    argv = ["generate", "a cat", "--model", "mindalle", "--weights", str(folder), "-n", "3"]
+    assert main([*argv, "--float16", "--batch", "2", "--out", str(out), "--top-k", "5"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "parameters" in said[0] and "GB of memory" in said[0]
+    assert "not for commercial use" in said[0] and "--top-k 256" in said[0]
+    assert said[-1].startswith(f"Wrote {out}: 3 images from mindalle")
+    assert len(sheets) == 3 and out.is_file()  # after 2 images, after 3, and in their order
+    assert main([*argv, "--out", str(out), "--compile"]) == 2
+    assert "compile and cached=False are not offered" in capsys.readouterr().err
+
+
+def test_clip_chooses_among_the_candidates_of_any_model(folder, capsys):
+    write_merges(folder)
+    torch.save(random_clip(), folder / "ViT-B-32.pt")
+    argv = ["generate", "a cat", "--model", "mindalle", "--weights", str(folder), "-n", "2"]
+    argv += ["--clip", str(folder), "--candidates", "5", "--out", str(folder / "cat.png")]
+    assert main(argv) == 0
+    scores = capsys.readouterr().out.rstrip(".\n").rpartition("scores ")[2].split(", ")
+    assert len(scores) == 2 and float(scores[0]) >= float(scores[1])
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A web server on this machine with an archive, in a folder that is called as its MD5."""
+    web, inside = tmp_path / "web", tmp_path / "1.3B"
+    for name in mindalle.FILES:
+        (inside / name).parent.mkdir(parents=True, exist_ok=True)
+        (inside / name).write_text(name)
+    web.mkdir()
+    with tarfile.open(web / "1.3B.tar.gz", "w:gz") as archive:
+        archive.add(inside, "1.3B")
+    md5 = hashlib.md5((web / "1.3B.tar.gz").read_bytes()).hexdigest()
+    (web / md5).mkdir()
+    (web / "1.3B.tar.gz").rename(web / md5 / "1.3B.tar.gz")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=web)) as site:
+        Thread(target=site.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{site.server_port}/{md5}/1.3B.tar.gz"
+        site.shutdown()
+
+
+def test_the_archive_is_fetched_checked_and_unpacked(server, tmp_path, monkeypatch, capsys):
+    for place in (published, files):
+        monkeypatch.setattr(place, "places", lambda: [tmp_path / "data"])
+    row = published.CHECKPOINTS["mindalle"]._replace(archive=server)
+    monkeypatch.setitem(published.CHECKPOINTS, "mindalle", row)
+    folder = published.fetch("mindalle")
+    assert folder == tmp_path / "data" / "published" / "mindalle"
+    assert all((folder / name).read_text() == name for name in mindalle.FILES)
+    assert "not for commercial use" in capsys.readouterr().out
+    assert published.fetch("mindalle") == folder and not capsys.readouterr().out  # all is there
+    (folder / mindalle.PRIOR).unlink()
+    wrong = row._replace(archive=server.replace("1.3B.tar.gz", "other.tar.gz"))
+    monkeypatch.setitem(published.CHECKPOINTS, "mindalle", wrong)
+    with pytest.raises(OSError, match=r"cannot fetch published/other\.tar\.gz"):
+        published.fetch("mindalle")

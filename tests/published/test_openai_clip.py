@@ -1,6 +1,5 @@
 """OpenAI's CLIP from a file against open_clip, both ViTs, and every kind of file it comes in."""
 
-import gzip
 import pickle
 import sys
 import types
@@ -9,6 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
+from helpers.clip_files import SMALL, random_clip, write_merges
 from safetensors.torch import save_file
 from torch import nn
 
@@ -18,23 +18,6 @@ from minidalle.config import CLIPConfig, replace
 from minidalle.generate import Pipeline
 from minidalle.published import openai_clip
 from minidalle.published.weights import read_state
-
-MERGES = "i n\nt h\nth e</w>\na t</w>"
-VOCAB = 512 + 4 + 2  # two kinds of bytes, the merges, start and end of text
-SMALL = CLIPConfig(
-    image_size=64, patch_size=16, vision_width=128, vision_layers=2, vision_heads=2,
-    vocab_size=VOCAB, text_width=64, text_layers=2, text_heads=1, embed_dim=32,
-)  # fmt: skip
-
-
-def write_merges(folder):
-    text = '"small#version: 0.2\n' + MERGES + "\n"
-    (folder / "bpe_simple_vocab_16e6.txt.gz").write_bytes(gzip.compress(text.encode()))
-
-
-def random_state(config=SMALL) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    return {k: torch.randn_like(v) * 0.1 for k, v in CLIP(config).state_dict().items()}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +99,7 @@ def script(state: dict[str, torch.Tensor], path) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_every_kind_of_file_gives_the_same_model_and_scores(tmp_path):
-    state, scores = random_state(), []
+    state, scores = random_clip(), []
     images, captions = torch.rand(2, 3, 32, 32), ["the cat", "in"]
     kinds = {
         "ViT-B-32.pt": lambda path: script(state, path),
@@ -190,7 +173,7 @@ def break_file(path, state, how):
 )
 def test_a_file_that_is_not_right_is_named_in_one_line(tmp_path, how, message, capsys):
     write_merges(tmp_path)
-    break_file(tmp_path / "ViT-B-32.pt", random_state(), how)
+    break_file(tmp_path / "ViT-B-32.pt", random_clip(), how)
     with pytest.raises(ValueError, match=message) as error:
         published.load("openai-clip", tmp_path)
     assert "ViT-B-32.pt" in str(error.value) and "\n" not in str(error.value)
@@ -217,7 +200,7 @@ def test_an_archive_that_names_anything_else_is_refused(tmp_path, capsys):
 
 def test_merges_of_another_size_are_named(tmp_path):
     config = replace(SMALL, vocab_size=600)
-    torch.save(random_state(config), tmp_path / "ViT-B-32.pt")
+    torch.save(random_clip(config), tmp_path / "ViT-B-32.pt")
     with pytest.raises(FileNotFoundError, match=r"no bpe_simple_vocab_16e6\.txt\.gz or merges"):
         openai_clip.load(tmp_path)
     write_merges(tmp_path)
@@ -227,7 +210,7 @@ def test_merges_of_another_size_are_named(tmp_path):
 
 def test_it_is_a_reranker_of_any_pipeline(tmp_path):
     """The best of the candidates is the one that CLIP's score says, from the files alone."""
-    torch.save(random_state(), tmp_path / "ViT-B-32.pt")
+    torch.save(random_clip(), tmp_path / "ViT-B-32.pt")
     write_merges(tmp_path)
     clip = published.load("openai-clip", tmp_path).reranker
     pipeline = Pipeline(types.SimpleNamespace(), nn.Module(), nn.Module(), clip)
