@@ -79,14 +79,38 @@ def dalle_pytorch(config, **options) -> nn.Module | None:
     )  # fmt: skip
 
 
-def min_dalle_decoder(width: int, layers: int, heads: int, vocab: int) -> nn.Module | None:
-    """Build min-dalle's decoder (always 16 x 16 tokens), or return None without it."""
-    spec = importlib.util.find_spec("min_dalle")
+def _min_dalle(module: str) -> types.ModuleType | None:
+    """Import one of min-dalle's models, or return None without it."""
+    spec = sys.modules.get("min_dalle") or importlib.util.find_spec("min_dalle")
     if spec is None:
         return None
-    # The package's own __init__ switches gradients off everywhere and wants its tokenizer.
-    package = sys.modules["min_dalle"] = types.ModuleType("min_dalle")
-    package.__path__ = list(spec.submodule_search_locations)
-    peer = importlib.import_module("min_dalle.models.dalle_bart_decoder")
+    if "min_dalle" not in sys.modules:
+        # The package's own __init__ switches gradients off everywhere and wants its tokenizer.
+        package = sys.modules["min_dalle"] = types.ModuleType("min_dalle")
+        package.__path__ = list(spec.submodule_search_locations)
+    return importlib.import_module(f"min_dalle.models.{module}")
+
+
+def min_dalle_halves(c, device: str) -> tuple[nn.Module, nn.Module] | None:
+    """Build min-dalle's encoder and decoder at the sizes of a MiniConfig, or return None."""
+    encoder, decoder = map(_min_dalle, ("dalle_bart_encoder", "dalle_bart_decoder"))
+    if encoder is None or decoder is None:
+        return None
+    with torch.device(device):
+        return (
+            encoder.DalleBartEncoder(
+                c.n_layers, c.width, c.n_heads, c.text_vocab, c.text_len, c.glu_width, device
+            ),
+            decoder.DalleBartDecoder(
+                c.image_vocab, c.width, c.n_heads, c.glu_width, c.n_layers, device
+            ),
+        )
+
+
+def min_dalle_decoder(width: int, layers: int, heads: int, vocab: int) -> nn.Module | None:
+    """Build min-dalle's decoder (always 16 x 16 tokens), or return None without it."""
+    peer = _min_dalle("dalle_bart_decoder")
+    if peer is None:
+        return None
     # Three matrices of its gated MLP against our two: 8/3 of the width make 8 width**2 each.
     return peer.DalleBartDecoder(vocab, width, heads, 8 * width // 3, layers, "cpu")

@@ -129,7 +129,7 @@ class Mini(nn.Module):
 
     def null_text(self, n: int) -> Tensor:
         """Return n empty captions (n, caption_len) int64: what guidance moves away from."""
-        return torch.full((n, self.caption_len), PAD, device=self.image_head.weight.device)
+        return torch.full((n, self.caption_len), PAD, device=self.text_positions.weight.device)
 
     def encode(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Read captions (B, L - 2) int64, padded with PAD after their end.
