@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from minidalle import data, plot, published
+from minidalle import data, image_prompts, plot, published
 from minidalle.generate import Pipeline
 
 
@@ -35,6 +35,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--float16", action="store_true", help="the same, for older GPUs")
     parser.add_argument("--batch", type=int, help="images at once (default 64, 4 by --model)")
     parser.add_argument("--compile", action="store_true", help="for many images on a GPU")
+    parser.add_argument("--prompt", metavar="IMAGE", help="an image to keep a part of")
+    parser.add_argument(
+        "--keep", metavar="PART", default="",
+        help="in tokens: top:4, bottom:, left: or right:4, rows and columns 0:4,2:6; joined by +",
+    )  # fmt: skip
+    parser.add_argument("--edit", metavar="MASK", help="an image: draw anew where it is white")
     parser.add_argument("--out", default="samples.png", help="a .png file (default samples.png)")
 
 
@@ -56,19 +62,35 @@ def run(args: argparse.Namespace, source: str | Path) -> None:
     if words := data.unseen_words(pipeline.tokenizer, vocabulary, args.caption):
         print(f"No training caption has {' or '.join(words)}: that is a guess.", file=sys.stderr)
 
+    prompt = _prompt(args, pipeline)
+
     def show(images: torch.Tensor) -> Path:
         return plot.save(plot.show_images(images, title=args.caption, side=1.1), args.out)
 
     batch = args.batch if args.batch is not None else 4 if args.model else 64
     images, scores = pipeline.generate(
         args.caption, n=args.n, candidates=args.candidates, temperature=args.temperature,
-        top_k=args.top_k, top_p=args.top_p, guidance=args.guidance,
+        top_k=args.top_k, top_p=args.top_p, guidance=args.guidance, prompt=prompt,
         generator=torch.Generator().manual_seed(args.seed or 0), batch_size=batch,
         compile=args.compile, finished=show,
     )  # fmt: skip
     shown = ", ".join(f"{s:.3f}" for s in scores.tolist())
     path = show(images)
     print(f"Wrote {path}: {len(images)} images from {source}, best first; CLIP scores {shown}.")
+
+
+def _prompt(args: argparse.Namespace, pipeline: Pipeline) -> torch.Tensor | None:
+    """Return the image tokens that --prompt keeps, and say how many of them are unseen."""
+    if not args.prompt or bool(args.keep) == bool(args.edit):
+        if args.prompt or args.keep or args.edit:
+            raise ValueError("an image prompt needs --prompt IMAGE and one of --keep, --edit")
+        return None
+    keep = image_prompts.keep_part(args.keep, pipeline.prior.grid) if args.keep else None
+    if keep is None:
+        keep = image_prompts.keep_black(Path(args.edit), pipeline.prior.grid)
+    tokens = image_prompts.read(Path(args.prompt), pipeline.codebook, keep)
+    print(image_prompts.describe(keep))
+    return tokens
 
 
 def load(args: argparse.Namespace, source: str | Path) -> Pipeline:

@@ -39,8 +39,9 @@ def sample(
     temperature: divides the logits; 0 always takes the likeliest token. top_k, top_p: of what the
     temperature leaves, sample from the k likeliest, or from the fewest that together have
     probability p; both in that order. guidance: s makes the logits u + s (c - u), u those of the
-    empty caption; 1 is off. prompt: (p,) or (n, p) int64, tokens to start from. compile: fuse the
-    small steps of each layer; the first call then takes a minute longer.
+    empty caption; 1 is off. prompt: (p,) or (n, p) int64, tokens to keep, PAD where one is drawn;
+    what is kept behind a drawn cell is copied when its turn comes, unseen by the cells before it.
+    compile: fuse the small steps of each layer; the first call then takes a minute longer.
 
     Every image uses up N numbers of `generator`, so on a CPU generator one call with n = 8 and
     two calls with n = 4 sample the same images.
@@ -50,14 +51,16 @@ def sample(
     cells, device = prior.grid**2, next(prior.parameters()).device
     text = _captions(text, n, prior.caption_len, prior.text_vocab).to(device)
     prompt = _prompt(prompt, n, cells, prior.image_vocab).to(device)
-    p, captions, guided = prompt.shape[1], len(text), guidance != 1
+    p = int((prompt != PAD).all(0).int().cumprod(0).sum())  # kept cells before any drawn one
+    captions, guided = len(text), guidance != 1
 
     # The random numbers come first, so that they do not depend on how the logits are computed.
     where = generator.device if generator else "cpu"
     draws = torch.rand(n, cells, generator=generator, device=where).to(device)
-    tokens = torch.cat([prompt.expand(n, -1), prompt.new_empty(n, cells - p)], 1)  # (n, N)
+    tokens = F.pad(prompt, (0, cells - prompt.shape[1]), value=PAD).expand(n, -1).clone()  # (n, N)
 
     # One caption for all images shares its prompt; guidance adds a second half of empty captions.
+    prompt = prompt[:, :p]
     prompt = prompt[:, None] if captions > 1 else prompt[None]  # (captions or 1, images or 1, p)
     if guided:
         text = torch.cat([text, prior.null_text(captions)])
@@ -69,7 +72,8 @@ def sample(
         if guided and last is not None:
             last = torch.cat([last, last])
         logits = guide(decoder.step(last).view(1 + guided, n, -1), guidance)  # (n, V)
-        tokens[:, cell] = draw(logits, draws[:, cell], temperature, top_k, top_p)
+        token = draw(logits, draws[:, cell], temperature, top_k, top_p)
+        tokens[:, cell] = torch.where(tokens[:, cell] == PAD, token, tokens[:, cell])
     return tokens.unflatten(1, (prior.grid, prior.grid))
 
 
@@ -153,13 +157,13 @@ def _captions(text: Sequence[int] | Tensor, n: int, length: int, vocab: int) -> 
 
 
 def _prompt(prompt: Tensor | None, n: int, cells: int, vocab: int) -> Tensor:
-    """Return the leading tokens (1 or n, p) int64."""
+    """Return the kept tokens (1 or n, p) int64, PAD where one is to be drawn."""
     if prompt is None:
         return torch.zeros(1, 0, dtype=torch.int64)
     prompt = prompt[None] if prompt.ndim == 1 else prompt
     if prompt.ndim != 2 or len(prompt) not in (1, n) or prompt.shape[1] > cells:
         raise ValueError(f"prompt must be (p,) or ({n}, p <= {cells}), got {tuple(prompt.shape)}")
-    return _check_ids("prompt", prompt, vocab, 0)
+    return _check_ids("prompt", prompt, vocab, PAD)
 
 
 def _check_ids(name: str, ids: Tensor, vocab: int, least: int) -> Tensor:
@@ -221,7 +225,7 @@ class Pipeline:
     ) -> tuple[Tensor, Tensor]:
         """Sample `candidates` images (n by default) and return the n that the reranker likes best.
 
-        prompt: (p,) leading image tokens; other arguments as `sample`. Ctrl-C ends the sampling
+        prompt: (p,) image tokens to keep; other arguments as `sample`. Ctrl-C ends the sampling
         and keeps the finished batches; `finished` is called with all images after each batch.
         Returns images (n, 3, H, W) float32 in [0, 1] and their scores (n,), best first: the
         cosine of image and caption, NaN without a reranker. On the CPU, whatever the device.
