@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minidalle.clip import CLIP, MAX_LOGIT_SCALE, contrastive_loss, keep_local, pack_text
+from minidalle.clip import CLIP, MAX_LOGIT_SCALE, contrastive_loss, pack_text
 from minidalle.config import CLIPConfig
 
 SMALL = CLIPConfig(
@@ -190,26 +190,6 @@ def test_a_few_updates_learn_pairs_by_heart():
         model.after_update()
     assert loss < 0.1
     assert metrics["image_to_text"] == metrics["text_to_image"] == 1
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda m: m.encode_image(torch.rand(2, 1, 16, 16)), r"\(2, 1, 16, 16\)"),
-        (lambda m: m.encode_image(torch.rand(2, 3, 16, 12)), r"\(2, 3, 16, 12\)"),
-        (lambda m: m.encode_text(torch.zeros(1, 13, dtype=torch.int64)), r"\(1, 13\)"),
-        (lambda m: pack_text(torch.zeros(1, 11, dtype=torch.int64), SMALL), "at least 13"),
-        (lambda m: pack_text(torch.tensor([[38]]), SMALL), "id 38"),
-    ],
-)
-def test_mistakes_are_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call(make())
-
-
-def test_alone_nothing_is_gathered():
-    features = torch.rand(3, 2)
-    assert keep_local(features)[0] is features
 
 
 def test_equals_transformers_on_random_weights():

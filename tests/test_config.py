@@ -3,8 +3,6 @@
 import dataclasses
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from minidalle.config import PRESETS, from_dict, get_config
 
@@ -89,12 +87,3 @@ def test_a_wrong_override_is_named(override, message):
 def test_an_unknown_preset_lists_the_known_ones():
     with pytest.raises(ValueError, match="unknown preset 'big'; choose from toy, scenes, mnist"):
         get_config("big")
-
-
-@given(st.text(max_size=40))
-def test_any_text_is_applied_or_refused_with_a_value_error(text):
-    try:
-        config = get_config("toy", [text])
-    except ValueError:
-        return
-    assert dataclasses.is_dataclass(config)

@@ -146,12 +146,6 @@ def test_normalise_is_ftfy_then_white_space_then_lowercase(text):
     normalise(text).encode("utf-8")  # no surrogate is left
 
 
-@pytest.mark.parametrize("text", [None, b"a red square", 3])
-def test_normalise_refuses_what_is_no_str(text):
-    with pytest.raises(ValueError, match="must be a str"):
-        normalise(text)
-
-
 # --- training
 
 
@@ -164,12 +158,6 @@ def test_merges_are_those_of_a_trainer_that_recounts(texts):
 @given(st.lists(st.text("abc ", max_size=20), max_size=12))
 def test_merges_of_repetitive_words_are_those_of_a_trainer_that_recounts(texts):
     assert BPETokenizer.train(texts, 276).merges == recounted_merges(texts, 276)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_merges_are_the_librarys(seed):
-    texts = syllables(500, seed) + list(SENTENCES)
-    assert BPETokenizer.train(texts, 500).merges == merges_of(library_tokenizer(texts, 500))
 
 
 @settings(unhurried, max_examples=40)
@@ -210,17 +198,6 @@ def test_training_reads_captions_once_and_keeps_none():
 
     BPETokenizer.train(stream(), 270)
     assert most <= 2
-
-
-@pytest.mark.parametrize("size", [255, 0, -1, 2_000_000])
-def test_impossible_vocabulary_size_is_an_error(size):
-    with pytest.raises(ValueError, match=f"got {size}"):
-        BPETokenizer.train(SENTENCES, size)
-
-
-def test_one_str_is_not_a_corpus():
-    with pytest.raises(ValueError, match="one str"):
-        BPETokenizer.train("a red square", 300)
 
 
 def test_smallest_vocabulary_is_the_bytes():
@@ -301,12 +278,6 @@ def test_decode_skips_pads_and_shows_broken_bytes(tokenizer):
     assert tokenizer.decode([0xC3]) == "\ufffd"
 
 
-@pytest.mark.parametrize("i", [-2, 320])
-def test_decode_refuses_an_id_outside_the_vocabulary(tokenizer, i):
-    with pytest.raises(ValueError, match=f"id {i} "):
-        tokenizer.decode([97, i])
-
-
 def test_a_vocabulary_must_hold_bytes_and_products():
     single = [bytes([b]) for b in range(256)]
     with pytest.raises(ValueError, match="b'ab' is missing"):
@@ -333,16 +304,6 @@ def test_a_batch_is_each_caption_then_pads(tokenizer):
 def test_a_long_caption_is_cut(tokenizer):
     ids = tokenizer.encode(SENTENCES[0])
     assert tokenizer.encode_batch([SENTENCES[0]], 7).tolist() == [ids[:7]]
-
-
-def test_no_captions_make_an_empty_batch(tokenizer):
-    assert tokenizer.encode_batch([], 7).shape == (0, 7)
-
-
-@pytest.mark.parametrize(("texts", "length"), [("a red square", 5), (["a"], 0)])
-def test_a_batch_of_one_str_or_no_length_is_an_error(tokenizer, texts, length):
-    with pytest.raises(ValueError, match="needs a list of captions"):
-        tokenizer.encode_batch(texts, length)
 
 
 # --- dropout
@@ -414,12 +375,6 @@ def test_dropout_is_decided_by_the_generator(tokenizer):
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
-
-
-@pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
-def test_dropout_outside_0_to_1_is_an_error(tokenizer, p):
-    with pytest.raises(ValueError, match="dropout must be from 0 to 1"):
-        tokenizer.encode("a", p)
 
 
 # --- the file
@@ -529,20 +484,3 @@ def test_a_file_of_the_librarys_own_training_is_refused(tmp_path):
     library_tokenizer(SENTENCES, 290).save(str(tmp_path / "their.json"))
     with pytest.raises(ValueError, match=r"their\.json is not a tokenizer that minidalle saved"):
         BPETokenizer.load(tmp_path / "their.json")
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
-        BPETokenizer.load(tmp_path / "nowhere.json")
-
-
-def test_an_interrupted_save_keeps_the_old_file(path, tokenizer, monkeypatch):
-    old = path.read_bytes()
-
-    def interrupted(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(OSError, match="disk full"):
-        tokenizer.save(path)
-    assert path.read_bytes() == old and list(path.parent.iterdir()) == [path]

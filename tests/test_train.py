@@ -119,29 +119,6 @@ def test_a_run_stopped_at_any_update_ends_bit_for_bit_like_the_whole(tmp_path, s
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_run_that_was_cut_off_goes_on_from_its_last_save(tmp_path):
-    whole = Tiny()
-    fit(whole, batches, tiny_config(40), tmp_path / "whole")
-
-    def failing(start):
-        for step, batch in enumerate(batches(start), start):
-            if step == 30:
-                raise RuntimeError("the power went")
-            yield batch
-
-    with pytest.raises(RuntimeError, match="power"):
-        fit(Tiny(), failing, tiny_config(40), tmp_path / "run")
-    starts = []
-
-    def noting(start):
-        starts.append(start)
-        return batches(start)
-
-    resumed = Tiny()
-    fit(resumed, noting, tiny_config(40), tmp_path / "run")
-    assert starts == [28] and _equal(whole, resumed)
-
-
 def test_a_finished_run_is_not_trained_again(tmp_path):
     first, second = Tiny(), Tiny()
     config = replace(get_config("toy"), train_dvae=tiny_config(20))
@@ -437,20 +414,6 @@ def test_any_process_that_wants_to_stop_stops_all(tmp_path):
 
     with pytest.raises(Stopped, match="stopped after 1 of 10"):
         fit(Tiny(), batches, tiny_config(10), tmp_path, team=Others())
-
-
-def test_batches_that_end_too_early_are_named(tmp_path):
-    def few(start):
-        yield from [next(batches(s)) for s in range(5)]
-
-    with pytest.raises(ValueError, match="the batches ended after update 5 of 10"):
-        fit(Tiny(), few, tiny_config(10), tmp_path)
-
-
-def test_a_file_is_no_folder(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="is a file"):
-        fit(Tiny(), batches, tiny_config(10), tmp_path / "file")
 
 
 def test_tensorboard_is_written_when_asked_and_its_absence_is_told(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from minidalle.config import Config, from_json, to_json
 from minidalle.files import CheckpointError, save_model, write_text
 from minidalle.scale.sharding import gathered
-from minidalle.training.checkpoints import Checkpoints
+from minidalle.training.checkpoints import Checkpoints, pack, unpack_optimizer
 from minidalle.training.identity import differences
 
 META, COMPLETE = "meta.json", ".metadata"
@@ -66,7 +66,7 @@ class ShardedCheckpoints(Checkpoints):
         """
         self.wait()
         path = self.path(meta["step"])
-        tensors, scalars = _state(model, optimizer, average)
+        tensors, scalars = pack(model, optimizer, average)
         tensors |= self._local_state()
         text = json.dumps({"meta": meta, "optimizer": scalars})
         self._lead(lambda: self._prepare(path, meta.get("best"), text))
@@ -105,7 +105,7 @@ class ShardedCheckpoints(Checkpoints):
             )
         known = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
         _make_moments(model, optimizer, known, saved["optimizer"])
-        tensors, _ = _state(model, optimizer, average)
+        tensors, _ = pack(model, optimizer, average)
         tensors |= {k: _empty(v) for k, v in known.items() if k.startswith(_here())}
         try:
             dcp.load(tensors, checkpoint_id=path)
@@ -188,45 +188,19 @@ def _remove(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _state(model: nn.Module, optimizer, average) -> tuple[dict[str, Tensor], dict]:
-    """All tensors of a run by name, live (loading writes into them), and the plain values."""
-    tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"average/{k}": v for k, v in average.state_dict().items()}
-    scalars = {}
-    for name, parameter, owner in _owners(model, optimizer):
-        for key, value in owner.state.get(parameter, {}).items():
-            kind = tensors if isinstance(value, Tensor) else scalars
-            kind[f"optimizer/{name}/{key}"] = value
-    return tensors, scalars
-
-
-def _owners(model: nn.Module, optimizer) -> list[tuple[str, Tensor, torch.optim.Optimizer]]:
-    """Each parameter's name, the parameter, and the optimiser that moves it."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    return [
-        (names[id(parameter)], parameter, part)
-        for part in getattr(optimizer, "parts", (optimizer,))  # see optim.Together
-        for group in part.param_groups
-        for parameter in group["params"]
-    ]
-
-
 @torch.no_grad()
 def _make_moments(model: nn.Module, optimizer, known: dict, scalars: dict) -> None:
     """Give a fresh optimiser the state that a checkpoint will be read into."""
-    for name, parameter, owner in _owners(model, optimizer):
-        prefix = f"optimizer/{name}/"
-        state = {k.removeprefix(prefix): v for k, v in scalars.items() if k.startswith(prefix)}
-        for path, entry in known.items():
-            if path.startswith(prefix) and isinstance(entry, TensorStorageMetadata):
-                dtype = entry.properties.dtype
-                if entry.size == parameter.shape:
-                    value = torch.zeros_like(parameter, dtype=dtype)  # sliced as the parameter is
-                else:  # the count of updates, in torch's own AdamW
-                    value = torch.zeros(entry.size, dtype=dtype, device=parameter.device)
-                state[path.removeprefix(prefix)] = value
-        if state:
-            owner.state[parameter] = state
+    named, values = dict(model.named_parameters()), dict(scalars)
+    for path, entry in known.items():
+        if path.startswith("optimizer/") and isinstance(entry, TensorStorageMetadata):
+            path, dtype = path.removeprefix("optimizer/"), entry.properties.dtype
+            parameter = named[path.rpartition("/")[0]]
+            if entry.size == parameter.shape:
+                values[path] = torch.zeros_like(parameter, dtype=dtype)  # sliced as it is
+            else:  # the count of updates, in torch's own AdamW
+                values[path] = torch.zeros(entry.size, dtype=dtype, device=parameter.device)
+    unpack_optimizer(optimizer, model, values)
 
 
 def consolidate(checkpoint: str | Path, folder: str | Path, config: Config) -> None:

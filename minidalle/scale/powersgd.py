@@ -28,7 +28,7 @@ from minidalle.scale.precision import ResblockScales
 from minidalle.scale.sharding import average, units
 
 PAPER_RANKS = {1920: 512, 2688: 640, 3968: 896}  # width -> R (table 1)
-SOURCES = ("warm", "fixed", "resampled")  # of Q
+SOURCES = ("warm", "fixed")  # of Q
 
 
 def paper_rank(width: int) -> int:
@@ -114,7 +114,7 @@ class Compressor:
         torch._foreach_add_(matrices, errors)
         torch._foreach_copy_(errors, matrices)
         # 2. P (n, r): what the matrices make of Q, with orthonormal columns.
-        if not self.q or self.source == "resampled":
+        if not self.q:
             self.q = self._draw(matrices)
         p = average([m @ q for m, q in zip(matrices, self.q, strict=True)], self.group)
         p = [torch.linalg.qr(x + 1e-6 * torch.eye(*x.shape, device=x.device)).Q for x in p]
@@ -146,8 +146,7 @@ class Compressor:
 
     def _draw(self, matrices: list[Tensor]) -> list[Tensor]:
         """Random Q with orthonormal columns."""
-        drawing = self.updates if self.source == "resampled" else 0
-        g = torch.Generator().manual_seed(self.seed * 1_000_003 + drawing)
+        g = torch.Generator().manual_seed(self.seed * 1_000_003)
         sizes = [(m.shape[1], min(self.rank, *m.shape)) for m in matrices]
         drawn = [torch.linalg.qr(torch.randn(size, generator=g)).Q for size in sizes]
         return [q.to(matrices[0].device) for q in drawn]
@@ -215,7 +214,7 @@ def compress(
     rank: R of the whole matrix; a slice gets R / G, at least 1. 0 sends everything uncompressed.
     is_last: does the running backward pass end its update? whole: updates sent whole first.
     q: where each update's Q comes from: 'warm' goes on with the last one, 'fixed' is drawn once
-    for the run (the paper's), 'resampled' is drawn anew. short_errors: keep what is lost in 16 bits
+    for the run (the paper's). short_errors: keep what is lost in 16 bits
     (the paper's 1-6-9). scales: of float16, divided out of each slice before it is sent.
     Returns what the blocks keep. Raises ValueError for an unknown q.
     """

@@ -43,10 +43,7 @@ class Checkpoints:
         Raises OSError where it cannot be written; the ones before are then untouched.
         """
         path = self.path(meta["step"])
-        moments, scalars = _pack_optimizer(optimizer, model)
-        tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
-        tensors |= {f"average/{k}": v for k, v in average.state_dict().items()}
-        tensors |= {f"optimizer/{k}": v for k, v in moments.items()}
+        tensors, scalars = pack(model, optimizer, average)
         texts = {"format": FORMAT, "meta": json.dumps(meta), "optimizer": json.dumps(scalars)}
         save_tensors(path, tensors, texts)
         best = self.path(meta["best"]["step"]) if meta["best"] else None
@@ -121,19 +118,22 @@ class Checkpoints:
             raise CheckpointError(f"{path} has a damaged header ({error})") from error
 
 
-def _pack_optimizer(optimizer, model: nn.Module) -> tuple[dict[str, Tensor], dict]:
-    """Split an optimiser's state into tensors and plain values, both by 'parameter/key'."""
-    tensors, scalars = {}, {}
-    names = _parameter_names(optimizer, model)
+def pack(model: nn.Module, optimizer, average) -> tuple[dict[str, Tensor], dict]:
+    """All tensors of a run by name, live ones, and the optimiser's plain values by name."""
+    tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"average/{k}": v for k, v in average.state_dict().items()}
+    names, scalars = _parameter_names(optimizer, model), {}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
-            kind = tensors if isinstance(value, Tensor) else scalars
-            kind[f"{names[index]}/{key}"] = value
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{names[index]}/{key}"] = value
+            else:
+                scalars[f"{names[index]}/{key}"] = value
     return tensors, scalars
 
 
-def _unpack_optimizer(optimizer, model: nn.Module, values: dict) -> None:
-    """Undo `_pack_optimizer`: `values` holds tensors and plain values by 'parameter/key'."""
+def unpack_optimizer(optimizer, model: nn.Module, values: dict) -> None:
+    """Give an optimiser the state that `pack` found: tensors and plain values by parameter/key."""
     named = dict(model.named_parameters())
     index_of = {name: i for i, name in enumerate(_parameter_names(optimizer, model))}
     state: dict[int, dict] = {}
@@ -168,4 +168,4 @@ def _restore(path: Path, tensors: dict, scalars: dict, model, optimizer, average
     for part, own in live.items():
         for name, tensor in own.items():
             tensor.copy_(parts[part][name])
-    _unpack_optimizer(optimizer, model, parts["optimizer"] | scalars)
+    unpack_optimizer(optimizer, model, parts["optimizer"] | scalars)

@@ -1,6 +1,5 @@
 """Data sets and batches: loading by name, and batches that depend on (seed, update) alone."""
 
-import dataclasses
 import itertools
 import sys
 import warnings
@@ -291,28 +290,6 @@ def test_the_toy_world_is_loaded_by_name(split):
 def test_a_data_set_that_cannot_be_loaded_is_named(overrides, split, message):
     with pytest.raises(ValueError, match=message):
         data.load(get_config("toy", overrides), split)
-
-
-def test_shapes_are_drawn_at_their_own_size_only():
-    config = get_config("toy")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=64))
-    with pytest.raises(ValueError, match="drawn at 32 pixels"):
-        data.load(config, "train")
-
-
-@pytest.mark.parametrize(
-    "stage, kinds, message",
-    [
-        ("judge", {}, "must be one of dvae, dalle, clip"),
-        ("dalle", {"tokenizer": None}, "needs a tokenizer"),
-        ("dalle", {"dvae": None}, "needs a trained dVAE"),
-        ("dvae", {"rank": 2, "world": 2}, "rank < world"),
-        ("dvae", {"world": 7}, "rank < world"),
-    ],
-)
-def test_batches_that_cannot_be_made_are_refused(stage, kinds, message):
-    with pytest.raises(ValueError, match=message):
-        make(red_images(), stage, **kinds)
 
 
 def test_the_only_image_of_a_folder_is_not_enough(tmp_path):

@@ -106,9 +106,3 @@ def test_an_orange_thing_has_its_article():
          "background": "white"}  # fmt: skip
     template = "a {colour} {shape} in the {position}, {size}, on {background}"
     assert describe(a, template=template) == "an orange star in the middle, small, on white"
-
-
-@pytest.mark.parametrize("arguments", [dict(n=0), dict(n=5, split="validation")])
-def test_wrong_arguments_are_named(arguments):
-    with pytest.raises(ValueError, match=r"got 0|unknown split 'validation'"):
-        draw(**arguments)

@@ -32,12 +32,6 @@ def test_wilson_solves_its_equation():
     assert metrics.wilson(0, 5)[0] == 0 and metrics.wilson(1, 5)[1] == 1
 
 
-@pytest.mark.parametrize(("share", "n"), [(1.1, 5), (-0.1, 5), (0.5, 0)])
-def test_wilson_refuses_what_is_no_share(share, n):
-    with pytest.raises(ValueError, match="share must be"):
-        metrics.wilson(share, n)
-
-
 def test_an_interval_by_clusters_holds_what_it_promises():
     """Eight pairs of 64 captions, each pair with a chance of its own: 95% must mean 95%."""
     g = torch.Generator().manual_seed(0)
@@ -106,14 +100,6 @@ def test_best_of_grows_to_512_without_overflow():
     assert curve[-1] == pytest.approx(512 / 513, abs=0.01)  # of uniform draws
 
 
-@pytest.mark.parametrize("k", [0, 5])
-def test_best_of_refuses_more_than_the_pool(k):
-    with pytest.raises(ValueError, match=f"got {k}"):
-        best_of(torch.rand(2, 4), torch.rand(2, 4), k)
-    with pytest.raises(ValueError, match="NaN"):
-        best_of(torch.full((2, 4), torch.nan), torch.rand(2, 4), 2)
-
-
 def test_frechet_distance_of_one_dimension_and_of_diagonals():
     def gauss(mean, std):
         return torch.tensor(mean).double(), torch.tensor(std).double().square().diag()
@@ -151,8 +137,6 @@ def test_moments_are_numpy_s():
     mean, covariance = metrics.moments(x)
     assert np.allclose(mean, np.mean(x.double().numpy(), 0))
     assert np.allclose(covariance, np.cov(x.double().numpy(), rowvar=False))
-    with pytest.raises(ValueError, match=r"\(1, 4\)"):
-        metrics.moments(x[:1])
 
 
 def test_inception_score_in_closed_form():
