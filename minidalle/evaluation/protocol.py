@@ -18,7 +18,7 @@ from minidalle.evaluation import metrics
 from minidalle.evaluation.candidates import Candidates, clip_features
 from minidalle.evaluation.judge import Judge, train_judge
 from minidalle.evaluation.measure import Cases, judge_score
-from minidalle.evaluation.report import Table, curves, html_table, write_pages
+from minidalle.evaluation.report import Table, curves, text_html, write_pages
 from minidalle.generate import Pipeline
 
 Measure = Callable[[Tensor, Tensor], dict[str, float]]  # true, samples -> numbers by name
@@ -215,7 +215,7 @@ def protocol_tables(kinds: Mapping[str, Mapping]) -> list[Table]:
 
 def write_protocol(folder: str | Path, kinds: Mapping[str, Mapping]) -> Path:
     """Write folder/protocol.html and folder/protocol.json from `paper_protocol` of each kind."""
-    parts = [html_table(*table) for table in protocol_tables(kinds)]
+    parts = [text_html(protocol_tables(kinds))]
     for kind, numbers in kinds.items():
         blur = numbers["all"]["blur"]
         for name in next(iter(blur["one sample"].values())):

@@ -18,6 +18,7 @@ from minidalle.evaluation.judge import Judge
 from minidalle.evaluation.measure import Cases, draw_all, evaluate, toy_cases
 from minidalle.files import write_text
 from minidalle.generate import Pipeline
+from minidalle.plot import Figure
 
 N_SHOWN = 8  # captions on a sheet
 N_NEAREST = 3  # training images beside each sample
@@ -25,13 +26,8 @@ STYLE = """
 body { font: 16px/1.45 system-ui, sans-serif; max-width: 75rem; margin: 1.5rem auto;
   padding: 0 1rem; color: #1a1a1a; background: #fff; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .3rem; color: #444; white-space: nowrap; }
-th, td { border: 1px solid #bbb; padding: .25rem .6rem; text-align: right;
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+pre { overflow-x: auto; }
 img { max-width: 100%; }
-.pixels { image-rendering: pixelated; }
 """
 NOTE = (
     "Shares are percent with 95% intervals that count pairs of attributes, not captions. One "
@@ -81,34 +77,32 @@ def report_run(
             features["CLIP"] = [clip_features(pipeline, x) for x in (samples, training)]
         if judge is not None:
             features["the judge"] = [judge.all_features(x) for x in (samples, training)]
-        sheets[f"{title}: nearest training images"] = nearest_sheet(samples, training, features)
+        sheets[f"{title}: nearest training images"] = nearest_sheet(
+            some.captions[:N_SHOWN], samples, training, features
+        )
     write_report(folder, f"Report of {Path(folder).name}", numbers, sheets)
     return numbers
 
 
 def write_report(
-    folder: str | Path, title: str, numbers: Mapping, sheets: Mapping[str, str] | None = None
+    folder: str | Path, title: str, numbers: Mapping, sheets: Mapping[str, Figure] | None = None
 ) -> Path:
     """Write folder/report.html and folder/report.json from what `measure.evaluate` returned.
 
-    sheets maps headings to more HTML: sheets of images (`sample_sheet`, `nearest_sheet`).
+    sheets maps headings to sheets of images (`sample_sheet`, `nearest_sheet`).
     Returns the page's path. Raises ValueError for a number that JSON cannot hold.
     """
     shown = ", ".join(f"{k} {v}" for k, v in numbers["settings"].items())
     parts = [f"<p>Settings: {escape(shown)}. {NOTE}</p>"]
-    parts += [html_table(*table) for table in tables(numbers)]
+    parts.append(text_html(tables(numbers)))
     for kind, found in numbers["kinds"].items():
         if "frechet" in found:
             axes = ("blur radius, pixels", "judge's Fréchet distance", TITLES.get(kind, kind))
             parts.append(curves(found["frechet"], *axes))
         for name, counts in found.get("confusion", {}).items():
-            # the darker a cell, the more of its row it holds
-            shades = [
-                [n / max(sum(row.values()), 1) for n in row.values()] for row in counts.values()
-            ]
             rows = [[wanted, *map(str, row.values())] for wanted, row in counts.items()]
             what = f"{TITLES.get(kind, kind)}, {name}: what the judge read, all candidates"
-            parts.append(html_table(what, ["asked for", *counts], rows, shades))
+            parts.append(text_html([(what, ["asked for", *counts], rows)]))
     best = {
         TITLES.get(kind, kind): {k: v["share"] for k, v in found["best_of"].items()}
         for kind, found in numbers["kinds"].items()
@@ -116,7 +110,8 @@ def write_report(
     }
     if best:  # figure 9c of the paper, for this run
         parts.append(curves(best, "candidates", "exact, best by CLIP", log="x"))
-    parts += [f"<h2>{escape(heading)}</h2>{sheet}" for heading, sheet in (sheets or {}).items()]
+    for heading, sheet in (sheets or {}).items():
+        parts.append(f"<h2>{escape(heading)}</h2>{figure_html(sheet, heading)}")
     return write_pages(folder, "report", title, numbers, parts)
 
 
@@ -201,32 +196,13 @@ def as_text(some: Sequence[Table]) -> str:
     return "\n".join(lines)
 
 
+def text_html(some: Sequence[Table]) -> str:
+    """Lay tables out for a page as for a terminal."""
+    return f"<pre>{escape(as_text(some))}</pre>"
+
+
 def _percent(mark: Mapping) -> str:
     return f"{100 * mark['share']:.1f} [{100 * mark['low']:.0f}, {100 * mark['high']:.0f}]"
-
-
-def html_table(
-    title: str,
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    shades: Sequence[Sequence[float]] | None = None,
-    escaped: bool = False,
-) -> str:
-    """Return an HTML table.
-
-    shades: how dark each cell but a row's first is, in [0, 1]. escaped: cells are HTML already.
-    """
-    lines = [f"<caption>{escape(title)}</caption>"] if title else []
-    lines.append("<tr>" + "".join(f'<th scope="col">{escape(h)}</th>' for h in head) + "</tr>")
-    for i, row in enumerate(rows):
-        cells = [cell if escaped else escape(cell) for cell in row]
-        colours = [""] * len(row)
-        if shades is not None:
-            style = ' style="background: rgba(0, 114, 178, {:.3f})"'
-            colours[1:] = [style.format(0.6 * shade) for shade in shades[i]]
-        tds = (f"<td{c}>{cell}</td>" for c, cell in zip(colours, cells, strict=True))
-        lines.append("<tr>" + "".join(tds) + "</tr>")
-    return f"<table>{''.join(lines)}</table>"
 
 
 def curves(
@@ -234,28 +210,28 @@ def curves(
 ) -> str:
     """Return a figure of lines, each a mapping from x to y, as HTML."""
     points = {name: ([float(k) for k in v], list(v.values())) for name, v in lines.items()}
-    return image(plot.show_curves(points, x, y, title, log), f"{y} over {x}. {title}", "520")
+    return figure_html(plot.show_curves(points, x, y, title, log), f"{y} over {x}. {title}")
 
 
-def image(what, alt: str = "", width: str = "64") -> str:
-    """Return an image (3, S, S) or a figure as HTML that carries it inside."""
-    kind = ' class="pixels"' if isinstance(what, Tensor) else ""
-    return f'<img{kind} src="{plot.data_uri(what)}" alt="{escape(alt)}" width="{width}">'
+def figure_html(figure: Figure, alt: str) -> str:
+    """Return a figure as HTML that carries it inside."""
+    return f'<img src="{plot.data_uri(figure)}" alt="{escape(alt)}" width="{figure.bbox.width:g}">'
 
 
-def sample_sheet(cases: Cases, rebuilt: Tensor, drawn: Candidates, n: int = N_SHOWN) -> str:
-    """Lay out captions, true images, reconstructions, one sample, the best one, as HTML."""
-    one, best = drawn.first(), drawn.best()
-    rows = [
-        [escape(caption), *(image(x) for x in (cases.images[i], rebuilt[i], one[i], best[i]))]
-        for i, caption in enumerate(cases.captions[:n])
-    ]
-    return html_table("", ["caption", "true", "rebuilt", "one sample", "best"], rows, escaped=True)
+def sample_sheet(cases: Cases, rebuilt: Tensor, drawn: Candidates, n: int = N_SHOWN) -> Figure:
+    """Lay out captions, true images, reconstructions, one sample, the best one."""
+    kinds = {"true": cases.images, "rebuilt": rebuilt, "one sample": drawn.first()}
+    columns = [*kinds.items(), ("best", drawn.best())]
+    captions = cases.captions[:n]
+    return plot.sample_sheet(captions, columns, [[""] * len(columns)] * len(captions))
 
 
 def nearest_sheet(
-    samples: Tensor, training: Tensor, features: Mapping[str, Sequence[Tensor]] | None = None
-) -> str:
+    captions: Sequence[str],
+    samples: Tensor,
+    training: Tensor,
+    features: Mapping[str, Sequence[Tensor]] | None = None,
+) -> Figure:
     """Lay out samples beside the training images nearest to them: is anything copied?
 
     samples (N, 3, S, S) in [0, 1]; training (M, 3, S, S) uint8; features: those of both, (N, F)
@@ -265,12 +241,10 @@ def nearest_sheet(
     found = {"pixels": metrics.nearest_pixels(samples, training, N_NEAREST)}
     for name, both in (features or {}).items():
         found[name] = metrics.nearest_features(*both, N_NEAREST)
-    rows = []
-    for i, sample in enumerate(samples):
-        cells = [image(sample)]
-        for value, index in found.values():
-            near = zip(value[i].tolist(), index[i].tolist(), strict=True)
-            cells += [f"{image(training[j])}<br>{v:.3f}" for v, j in near]
-        rows.append(cells)
-    head = ["sample"] + [f"by {name}, {k + 1}" for name in found for k in range(N_NEAREST)]
-    return html_table("", head, rows, escaped=True)
+    columns, notes = [("sample", samples)], [[""] for _ in samples]
+    for name, (values, index) in found.items():
+        for k in range(N_NEAREST):
+            columns.append((f"{name}, {k + 1}", training[index[:, k]]))  # (N, 3, S, S)
+            for note, value in zip(notes, values[:, k].tolist(), strict=True):
+                note.append(f"{value:.3f}")
+    return plot.sample_sheet(captions, columns, notes)

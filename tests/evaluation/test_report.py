@@ -5,6 +5,7 @@ import json
 import re
 from html.parser import HTMLParser
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -48,7 +49,7 @@ class Strict(HTMLParser):
 
 
 def test_the_page_shows_every_number_and_stands_alone(tmp_path):
-    page = write_report(tmp_path, "Report of <toy>", NUMBERS, {"More": "<p>a sheet</p>"})
+    page = write_report(tmp_path, "Report of <toy>", NUMBERS, {"More <b>": plt.figure()})
     text = page.read_text(encoding="utf-8")
     Strict(text)
     numbers = ("87.5 [53, 98]", "3.220", "77.000", "0.312", "2.25", "6.75", "29.0")
@@ -57,14 +58,14 @@ def test_the_page_shows_every_number_and_stands_alone(tmp_path):
         "&lt;ring&gt;",
         "best of 2",
         "Held-out pairs",
-        "a sheet",
+        "More &lt;b&gt;",
         "&lt;red&gt; star",
     )
     for shown in numbers + words:
         assert shown in text
     assert "<ring>" not in text
     sources = re.findall(r'src="([^"]*)"', text)
-    assert len(sources) == 3 and all(s.startswith("data:image/png;base64,") for s in sources)
+    assert len(sources) == 4 and all(s.startswith("data:image/png;base64,") for s in sources)
     for source in sources:
         assert base64.b64decode(source.split(",")[1]).startswith(b"\x89PNG")
     assert json.loads((tmp_path / "report.json").read_text()) == NUMBERS
@@ -84,21 +85,31 @@ def test_numbers_that_json_cannot_hold_are_refused(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_sheets_hold_the_right_pictures():
+def shown(sheet) -> list[list]:
+    """The images of a sheet row by row, as arrays; captions have none."""
+    arrays = [axis.images[0].get_array() for axis in sheet.axes if axis.images]
+    columns = len(sheet.axes[0].get_gridspec().get_width_ratios()) - 1
+    return [arrays[i : i + columns] for i in range(0, len(arrays), columns)]
+
+
+def same(a, b) -> bool:
+    return bool((a == b).all())
+
+
+def test_sheets_hold_the_right_images():
     x = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 4, 4) * 20
-    sheet = nearest_sheet(
-        x[[3, 7]] / 255 + 0.001, x, {"CLIP": (torch.eye(10)[[3, 7]], torch.eye(10))}
-    )
-    Strict(sheet)
-    rows = [re.findall(r'src="([^"]*)"', row) for row in sheet.split("<tr>")[2:]]
-    assert [len(row) for row in rows] == [7, 7]
-    assert rows[0][1] == rows[0][4] and rows[1][1] == rows[1][4] and rows[0][1] != rows[1][1]
-    assert "0.001" in sheet and "1.000" in sheet
+    features = {"CLIP": (torch.eye(10)[[3, 7]], torch.eye(10))}
+    sheet = nearest_sheet(["a", "b"], x[[3, 7]] / 255 + 0.001, x, features)
+    one, two = shown(sheet)
+    assert len(one) == len(two) == 7  # the sample, three by pixels, three by CLIP
+    assert same(one[1], one[4]) and same(two[1], two[4]) and not same(one[1], two[1])
+    notes = [axis.get_xlabel() for axis in sheet.axes]
+    assert "0.001" in notes and "1.000" in notes
 
     cases = Cases(x[:2], ["a <star>", "a ring"])
     drawn = Candidates(torch.stack([x[2:4], x[4:6]], 1), torch.tensor([[0.1, 0.2], [0.4, 0.3]]))
     sheet = sample_sheet(cases, x[6:8] / 255, drawn)
-    Strict(sheet)
-    first, second = (re.findall(r'src="([^"]*)"', row) for row in sheet.split("<tr>")[2:])
-    assert "a &lt;star&gt;" in sheet
-    assert len({*first, *second}) == 7 and second[2] == second[3]  # the second's first is its best
+    one, two = shown(sheet)
+    assert sheet.axes[0].texts[0].get_text() == "a <star>"
+    assert same(two[2], two[3])  # the second's first is its best
+    assert [int(a[0, 0, 0]) for a in (*one, *two)] == [0, 120, 40, 80, 20, 140, 60, 60]
