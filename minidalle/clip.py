@@ -291,7 +291,8 @@ def pack_text(text: Tensor, config: CLIPConfig) -> Tensor:
             f"token id {text.max().item()} is not below clip.vocab_size - 2 = {start}; "
             "clip.vocab_size must be the tokenizer's plus 2"
         )
-    ids = text.new_zeros(B, config.context_length)
+    # Start, the tokens, and end-of-text right behind the last of them.
+    ids = text.new_zeros(B, config.context_length)  # (B, C)
     ids[:, 0] = start
     ids[:, 1 : L + 1] = text.clamp(min=0)
     length = (text >= 0).sum(1, keepdim=True)  # (B, 1)

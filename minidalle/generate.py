@@ -240,6 +240,7 @@ class Pipeline:
             raise ValueError(f"{candidates} candidates for n={n} images: {why}")
         options = dict(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
         options |= dict(prompt=prompt, generator=generator, compile=compile)
+        # Draw in batches; what is finished stays when Ctrl-C ends it.
         images: list[Tensor] = []
         bar = tqdm(total=candidates, desc="images", disable=None if progress else True)
         try:
@@ -253,6 +254,7 @@ class Pipeline:
         except KeyboardInterrupt:
             if not images:
                 raise
+        # Keep what the reranker likes best.
         drawn = torch.cat(images)
         scores = self.score([caption], drawn)
         best = scores.argsort(descending=True, stable=True)[:n]

@@ -291,6 +291,7 @@ def apply_merges(
     """
     if len(symbols) < 2:
         return symbols
+    # A linked list of symbols, and a heap of the pairs that have a rank.
     symbols = [*symbols, None]  # None has no rank: it ends the word, and stands before it at -1
     before, after = [*range(-1, len(symbols) - 1)], [*range(1, len(symbols)), 0]
     heap = [(ranks[pair], i) for i, pair in enumerate(pairwise(symbols)) if pair in ranks]
@@ -304,6 +305,7 @@ def apply_merges(
         if coins and next(coins):
             passed.append((rank, i))
             continue
+        # Merge symbols i and j into i; the pairs on both sides of it are new candidates.
         symbols[i], symbols[j], after[i] = products[rank], None, after[j]
         before[after[j]] = i
         for k in (before[i], i):

@@ -163,7 +163,7 @@ def test_the_temperature_is_clamped_after_an_update():
     assert math.log(100) == MAX_LOGIT_SCALE
 
 
-def test_pictures_of_another_size_are_resampled():
+def test_images_of_another_size_are_resampled():
     model = make()
     flat = torch.full((1, 3, 40, 40), 0.3)
     same = model.encode_image(flat[..., :16, :16])

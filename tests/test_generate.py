@@ -57,7 +57,7 @@ def captions(*ids):
 @torch.no_grad()
 def test_cached_logits_equal_uncached_ones_at_every_step(kernel, n_layers, start):
     model = make(kernel=kernel, n_layers=n_layers)
-    text, image = captions([1, 2, 3], []), torch.randint(12, (6, 16))  # 3 pictures a caption
+    text, image = captions([1, 2, 3], []), torch.randint(12, (6, 16))  # 3 images a caption
     _, want = model(text.repeat_interleave(3, 0), image)
     decoder = model.decoder(text, 3, image.view(2, 3, 16)[:, :, :start])
     for cell in range(start, 16):
@@ -186,7 +186,7 @@ def test_guided_logits_are_u_plus_s_times_c_minus_u_at_every_step(monkeypatch):
     torch.testing.assert_close(torch.stack(steps, 1), u + 2.5 * (c - u), atol=1e-5, rtol=1e-5)
 
 
-def test_guidance_changes_the_picture_and_zero_forgets_the_caption():
+def test_guidance_changes_the_image_and_zero_forgets_the_caption():
     model = make()
     with torch.no_grad():
         model.text_embedding.weight.mul_(20)
@@ -218,7 +218,7 @@ def test_samples_without_a_generator_follow_torchs_own():
     assert torch.equal(sample(model, [1], 2), first)
 
 
-def test_one_caption_equals_the_same_caption_for_every_picture():
+def test_one_caption_equals_the_same_caption_for_every_image():
     model = make()
     one = sample(model, [1, 2], 4, generator=seeded())
     many = sample(model, captions([1, 2]).repeat(4, 1), 4, generator=seeded())
@@ -229,7 +229,7 @@ def test_samples_follow_the_likelihood():
     model = make(text_vocab=2, text_len=2, image_vocab=2, grid=2, n_layers=2)
     with torch.no_grad():
         model.image_head.weight.mul_(5)
-    cells = torch.cartesian_prod(*[torch.arange(2)] * 4)  # all 16 pictures
+    cells = torch.cartesian_prod(*[torch.arange(2)] * 4)  # all 16 images
     _, ln_p = model.log_likelihood(torch.tensor([[1]]).expand(16, -1), cells)
     drawn = sample(model, [1], 20_000, generator=seeded()).flatten(1)
     code = (drawn * torch.tensor([8, 4, 2, 1])).sum(1)
@@ -302,7 +302,7 @@ def run(tmp_path):
     return folder
 
 
-def test_pipeline_returns_the_pictures_that_clip_likes_best(run):
+def test_pipeline_returns_the_images_that_clip_likes_best(run):
     pipeline = Pipeline.load(run)
     images, scores = pipeline.generate("a red circle", 3, 7, generator=seeded(), batch_size=4)
     assert images.shape == (3, 3, 32, 32) and images.dtype == torch.float32

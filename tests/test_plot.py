@@ -30,7 +30,7 @@ def texts(axis) -> list[str]:
     return [text.get_text() for text in axis.texts]
 
 
-def test_tile_lays_pictures_out_row_by_row_on_white():
+def test_tile_lays_images_out_row_by_row_on_white():
     images = torch.rand(3, 3, 4, 5)
     sheet = plot.tile(images, columns=2, gap=1)
     assert sheet.shape == (4 + 1 + 4, 5 + 1 + 5, 3)
@@ -43,7 +43,7 @@ def test_tile_clamps_what_is_no_colour():
     assert plot.tile(torch.tensor([-1.0, 0.5, 2.0]).view(1, 3, 1, 1), 1).tolist() == [[[0, 0.5, 1]]]
 
 
-def test_show_masks_shows_each_mask_and_parts_text_from_picture():
+def test_show_masks_shows_each_mask_and_parts_text_from_image():
     mask = row_mask(3, 2)
     figure = plot.show_masks({"row": mask, "again": mask}, text_len=3)
     for axis, name in zip(figure.axes, ("row", "again"), strict=True):
@@ -67,7 +67,7 @@ def test_show_tokens_writes_every_id_into_its_cell():
     assert where == {str(3 * r + c): (c + 0.5, r + 0.5) for r in range(2) for c in range(3)}
 
 
-def test_sample_sheet_has_a_row_for_each_caption_and_a_note_under_each_picture():
+def test_sample_sheet_has_a_row_for_each_caption_and_a_note_under_each_image():
     images = torch.rand(2, 3, 4, 4)
     figure = plot.sample_sheet(["one", "two"], [("true", images)], [["good"], ["bad"]], "title")
     assert texts(figure.axes[0]) == ["one"] and texts(figure.axes[2]) == ["two"]

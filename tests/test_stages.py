@@ -39,7 +39,7 @@ def batch_for(c, n: int = 2) -> dict:
         ("dvae", "dense", 2),  # the encoder, and the decoder behind its codes
         ("dalle", "dense", 3),  # row, column and conv layers: the second row layer compiles nothing
         ("dalle", "gathered", 3),  # before it, after it, and the MLP; alike in all layers
-        ("clip", "dense", 2),  # of pictures and of captions
+        ("clip", "dense", 2),  # of images and of captions
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -67,7 +67,7 @@ def test_compiled_blocks_train_as_plain_ones(stage, attention, graphs, dtype, mo
 
 
 def test_a_test_batch_in_parts_gives_the_loss_of_the_whole():
-    class Pictures(list):
+    class Images(list):
         def caption(self, i: int) -> str:
             return self[i]
 
@@ -77,7 +77,7 @@ def test_a_test_batch_in_parts_gives_the_loss_of_the_whole():
         batch = batch_for(c, 4)
         batch["text"][1, 3:] = PAD  # captions differ in length
         evaluate, _ = CALLBACKS["dalle"](
-            c, Pictures(["red"]), batch, Alone(), tokenizer=None, dvae=None
+            c, Images(["red"]), batch, Alone(), tokenizer=None, dvae=None
         )
         found.append(evaluate(build(c, "dalle").eval(), 0))
     for other in found[1:]:
@@ -87,7 +87,7 @@ def test_a_test_batch_in_parts_gives_the_loss_of_the_whole():
         )
 
 
-def test_the_dvaes_test_pictures_fit_whatever_their_size():
+def test_the_dvaes_test_images_fit_whatever_their_size():
     for side, n in ((32, 256), (64, 256), (128, 64), (256, 16)):
         images = [(torch.zeros(3, side, side, dtype=torch.uint8),)] * 300
         assert _test_images(images).shape == (n, 3, side, side)

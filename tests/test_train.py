@@ -206,7 +206,7 @@ def test_evaluation_and_sheet_see_the_averaged_weights_and_change_nothing(tmp_pa
         return evaluate(model, step)
 
     fit(quiet, batches, tiny_config(40), tmp_path / "a")
-    sheet = lambda model, path: path.write_bytes(b"picture")  # noqa: E731
+    sheet = lambda model, path: path.write_bytes(b"image")  # noqa: E731
     fit(watched, batches, tiny_config(40), tmp_path / "b", evaluate=look, sheet=sheet)
     assert _equal(quiet, watched) and not watched.training
     assert seen == [(20, False, False), (40, False, False)]

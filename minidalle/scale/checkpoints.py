@@ -103,6 +103,7 @@ class ShardedCheckpoints(Checkpoints):
                 f"{path} belongs to a run with another configuration: {'; '.join(changed)}. "
                 f"Use the old values, train into another folder, or start again with --fresh"
             )
+        # Live tensors of the right sizes, which the files are read into.
         known = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
         _make_moments(model, optimizer, known, saved["optimizer"])
         tensors, _ = pack(model, optimizer, average)

@@ -253,6 +253,7 @@ def train_stage(
     if float16:
         training = replace(training, precision="float32")  # beside the blocks
         config = replace(config, train_dalle=training)
+    # The model of this process: a slice of DALLE, or a copy of another.
     here = sharding.start(device)
     _check_batch(training.batch_size, training.accumulate)
     mesh = sharding.make_mesh(here.type, nodes or count_nodes())
@@ -261,6 +262,7 @@ def train_stage(
         model = _sharded_dalle(config, mesh, rank, bfloat16_weights)
     else:
         model = _copied(config, stage, here)
+    # What knows of the other processes, with a state of its own in checkpoints.
     team, local = Team(model, training), {}
     if float16:
         local["scales"] = team.scales = precision.ResblockScales(model)

@@ -146,6 +146,7 @@ def table(p: Plan, price: float | None = None, grid: float | None = None) -> str
 
     price: dollars for an hour of one GPU. grid: grams of CO2 that a kWh costs.
     """
+    # Parameters, operations and memory.
     c, steps = p.config.dalle, p.config.train_dalle.steps
     counts, forward = arithmetic.parameters(c), arithmetic.forward_flops(c)
     work = arithmetic.training_flops(c, recompute=True)
@@ -163,6 +164,7 @@ def table(p: Plan, price: float | None = None, grid: float | None = None) -> str
         *((name, f"{n / GIB:.2f}") for name, n in p.memory.items() if n),
         ("all", f"{sum(p.memory.values()) / GIB:.2f}", verdict),
     ]  # fmt: skip
+    # The network, time, money and sampling.
     if p.gpus > p.per_node:
         rank = paper_rank(c.width)
         whole, thin = (arithmetic.network_bytes(c, p.per_node, r) / GIB for r in (0, rank))

@@ -87,7 +87,7 @@ def test_every_pair_is_equally_likely_in_its_scenes():
     assert sum(held_out) == 80 and len(scenes.images) == len(scenes.captions) == 640
 
 
-def test_rough_pictures_stay_pictures():
+def test_rough_images_stay_images():
     x = true_scenes(50, 2).images / 255
     rough = roughen(x, torch.Generator().manual_seed(0))
     assert rough.min() >= 0 and rough.max() <= 1

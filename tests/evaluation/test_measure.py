@@ -79,7 +79,7 @@ def test_without_judge_and_clip_the_rest_is_measured(pipeline):
 
 
 def test_a_clip_that_knows_lifts_the_best_and_leaves_the_mean(judge):
-    """Two of four candidates are the true picture, and CLIP is told which."""
+    """Two of four candidates are the true image, and CLIP is told which."""
     some = toy_cases(8, 4)["seen"]  # the judge reads all of them right
     wrong = shapes.render([{**a, "shape": _other(a["shape"])} for a in some.attributes])
     images = torch.stack([some.images, wrong, some.images, wrong], 1)
@@ -113,7 +113,7 @@ def test_candidates_are_every_caption_s_own(pipeline):
     assert drawn.images.shape == (3, 5, 3, 32, 32) and drawn.images.dtype == torch.uint8
     for i, caption in enumerate(captions):
         want = pipeline.score([caption], drawn.images[i] / 255)
-        assert torch.allclose(drawn.scores[i], want, atol=5e-3)  # pictures were rounded to 8 bits
+        assert torch.allclose(drawn.scores[i], want, atol=5e-3)  # images were rounded to 8 bits
         assert torch.equal(drawn.best()[i], drawn.images[i, drawn.scores[i].argmax()] / 255)
     again = draw_candidates(pipeline, captions, 5, seed=1, batch_size=15, progress=False)
     assert torch.equal(again.images, drawn.images)

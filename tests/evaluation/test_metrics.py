@@ -242,7 +242,7 @@ def test_a_missing_package_or_weight_is_named(tmp_path, monkeypatch):
         metrics.find_inception(tmp_path)
 
 
-def test_the_package_is_given_drawn_and_true_pictures(tmp_path, monkeypatch):
+def test_the_package_is_given_drawn_and_true_images(tmp_path, monkeypatch):
     def calculate_metrics(input1, input2, **options):
         assert options["feature_extractor_weights_path"] == str(tmp_path / metrics.INCEPTION)
         assert options["fid"] and options["isc"] and not options["cuda"]

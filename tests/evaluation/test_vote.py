@@ -44,7 +44,7 @@ def test_the_page_stands_alone_and_is_blind(tmp_path):
     assert sorted(i["caption"] for i in items_of(page)) == sorted(CAPTIONS)
 
 
-def test_the_key_knows_which_picture_is_whose(tmp_path):
+def test_the_key_knows_which_image_is_whose(tmp_path):
     page = write(tmp_path, n=40)
     key = json.loads((tmp_path / "vote_key.json").read_text())
     sides = set()

@@ -42,7 +42,7 @@ def tiny(**changes) -> object:
 
 
 def examples(step: int, rank: int = 0, world: int = 1, size: int = 8) -> dict[str, Tensor]:
-    """The batch of an update: token i of a picture follows from the caption's first word."""
+    """The batch of an update: token i of an image follows from the caption's first word."""
     g = torch.Generator().manual_seed(step)
     word = torch.randint(0, 16, (size, 1), generator=g)
     text = (word + torch.arange(7)) % 16
@@ -147,7 +147,7 @@ def evaluate(model: DALLE, step: int) -> dict:
 
 
 def sheet(model: DALLE, path: Path) -> None:
-    """Samples in place of a picture of samples."""
+    """Samples in place of an image of samples."""
     text, generator = examples(99)["text"][:2], torch.Generator().manual_seed(0)
     torch.save(sample(model, text, 2, generator=generator), path)
 

@@ -122,7 +122,7 @@ def test_bfloat16_on_a_gpu_follows_float32(kernels, tmp_path):
     "options",
     [{}, {"guidance": 2.0}, {"prompt": torch.arange(5)}, {"top_k": 4, "top_p": 0.9}, {"wide": 1}],
 )
-def test_pictures_drawn_on_a_gpu_are_those_of_a_cpu_and_wait_for_nothing(options, kernels):
+def test_images_drawn_on_a_gpu_are_those_of_a_cpu_and_wait_for_nothing(options, kernels):
     options = dict(options)
     text = [1, 2] if not options.pop("wide", 0) else batch(0, 3)["text"]
     drawn = []
@@ -138,14 +138,14 @@ def test_pictures_drawn_on_a_gpu_are_those_of_a_cpu_and_wait_for_nothing(options
     assert kernels.waits == 0
 
 
-def test_a_whole_run_its_pictures_and_its_evaluation_on_a_gpu(kernels, tmp_path):
+def test_a_whole_run_its_images_and_its_evaluation_on_a_gpu(kernels, tmp_path):
     for verb in ("tokenizer", "dvae", "dalle", "clip"):
         command = [verb, "--run", str(tmp_path / "toy"), "--threads", "1", "--device", "cuda", *RUN]
         assert main(command) == 0, verb
     assert list((tmp_path / "toy" / "dalle" / "samples").glob("*.png"))
     where = ["--run", str(tmp_path / "toy"), "--threads", "1", "--device", "cuda"]
-    picture = ["-n", "2", "--candidates", "3", "--out", str(tmp_path / "p.png")]
-    assert main(["generate", "a red circle", *where, *picture]) == 0
+    image = ["-n", "2", "--candidates", "3", "--out", str(tmp_path / "p.png")]
+    assert main(["generate", "a red circle", *where, *image]) == 0
     assert (tmp_path / "p.png").is_file()
     assert main(["evaluate", *where, "-n", "2", "--candidates", "2", *RUN]) == 0
     log = (tmp_path / "toy" / "clip" / "log.jsonl").read_text().splitlines()
