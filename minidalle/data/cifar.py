@@ -7,6 +7,8 @@ Source: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images"
 import io
 import pickle
 import tarfile
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -63,11 +65,17 @@ def _batches(names: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def read_compact(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a batch stored as prediction residuals: pixels minus their neighbours, modulo 256."""
-    with np.load(path, allow_pickle=False) as stored:
-        sums = np.cumsum(stored["residuals"], 2, dtype=np.uint8)
-        images = np.cumsum(sums, 3, dtype=np.uint8)  # (10000, 3, 32, 32)
-        labels = stored["labels"]
+    """Read a batch stored as prediction residuals: pixels minus their neighbours, modulo 256.
+
+    The file's own checksums are tested first. Raises ValueError, naming it, where it is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            residuals, labels = stored["residuals"], stored["labels"]
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged or no CIFAR batch: {error}") from error
+    sums = np.cumsum(residuals, 2, dtype=np.uint8)
+    images = np.cumsum(sums, 3, dtype=np.uint8)  # (10000, 3, 32, 32)
     images[:, 0] += images[:, 1]  # red and blue were stored as differences from green
     images[:, 2] += images[:, 1]
     return images, labels

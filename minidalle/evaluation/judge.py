@@ -26,16 +26,17 @@ from minidalle.train import autocast
 
 WIDTHS = (32, 48, 64, 64)  # channels; every stage after the first halves the side
 N_FEATURES = 96
-N_TRUE = 50_000  # true images that a judge learns from, at most
+N_TRUE = 120_000  # true images that a judge learns from, at most
 # How each data set's judge is trained; those of other data sets as the one of digits.
+REAL = dict(blocks=1, precision="auto")
 RECIPES = {
     "shapes": dict(steps=2500),
     "scenes": dict(steps=4000, widths=(32, 64, 96, 96), precision="auto"),
-    "mnist": dict(steps=5000, widths=(32, 64, 96, 96), precision="auto"),
-    "fashion_mnist": dict(steps=5000, widths=(32, 64, 96, 96), precision="auto"),
+    "mnist": dict(steps=4000, lr=3e-3, widths=(16, 32, 64, 96), rough=0.75, **REAL),
+    "fashion_mnist": dict(steps=3000, lr=3e-3, widths=(16, 32, 64, 96), rough=0.75, **REAL),
     "cifar": dict(
-        steps=1760, batch_size=256, lr=4e-3, weight_decay=0.05, widths=(24, 64, 128, 192), blocks=1,
-        flip=True, rough=0.5, precision="auto"),
+        steps=1100, batch_size=256, lr=4e-3, weight_decay=0.05, widths=(24, 64, 128, 192),
+        flip=True, rough=0.5, **REAL),
 }  # fmt: skip
 
 
@@ -43,8 +44,8 @@ class Judge(nn.Module):
     """A convolution for each of four widths, one hidden layer, one linear head per attribute.
 
     values maps an attribute's name to its possible answers, in the order of the head's outputs.
-    blocks: for photographs, more convolutions after each halving, all with batch norms. Only then
-    are sides halved by a maximum, and features the largest of all places; in drawings places count.
+    blocks: for what was not drawn by a program, more convolutions after each halving, all with
+    batch norms; only then are sides halved by a maximum.
     """
 
     def __init__(
@@ -64,8 +65,7 @@ class Judge(nn.Module):
             for i, (n_in, n_out) in enumerate(zip((3, *widths[:-1]), widths, strict=True))
         )
         self.blocks = nn.ModuleList(Block(width, blocks) for width in widths[1:] if blocks)
-        places = 1 if blocks else (image_size // 8) ** 2
-        self.hidden = nn.Linear(widths[-1] * places, N_FEATURES)
+        self.hidden = nn.Linear(widths[-1] * (image_size // 8) ** 2, N_FEATURES)
         self.head = nn.Linear(N_FEATURES, sum(len(a) for a in self.values.values()))
         for layer in (*self.convs, self.hidden):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -84,13 +84,8 @@ class Judge(nn.Module):
             )
         first, *others = self.convs
         x = F.relu(first(2 * images - 1))
-        if self.n_blocks:
-            for conv, block in zip(others, self.blocks, strict=True):
-                x = block(F.max_pool2d(conv(x), 2))  # (N, width, S / 2**i, S / 2**i)
-            x = x.amax((2, 3))  # (N, width)
-        else:
-            for conv in others:
-                x = F.relu(conv(x))  # (N, width, S / 2**i, S / 2**i)
+        for i, conv in enumerate(others):  # each (N, width, S / 2**i, S / 2**i)
+            x = self.blocks[i](F.max_pool2d(conv(x), 2)) if self.n_blocks else F.relu(conv(x))
         return F.relu(self.hidden(x.flatten(1)))  # (N, F)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -119,9 +114,7 @@ class Judge(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write folder/model.safetensors, in 16-bit, and folder/config.json."""
         config = dict(image_size=self.image_size, widths=self.widths, blocks=self.n_blocks)
-        weights = {
-            k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()
-        }
+        weights = {k: v.half() for k, v in self.state_dict().items() if v.is_floating_point()}
         save_model(folder, weights, json.dumps(config | {"values": self.values}, indent=1) + "\n")
 
     @classmethod
@@ -133,7 +126,8 @@ class Judge(nn.Module):
             raise ValueError(f"no judge in {folder}: {' and '.join(missing)} missing")
         judge = cls(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
         weights = load_tensors(folder / "model.safetensors")[0]
-        judge.load_state_dict(weights)  # copies: float16 becomes float32
+        counts = {k: v for k, v in judge.state_dict().items() if not v.is_floating_point()}
+        judge.load_state_dict(counts | weights)  # copies: float16 becomes float32
         return judge.eval()
 
 
@@ -190,7 +184,8 @@ def true_images(config: Config) -> tuple[Tensor | None, list[dict[str, str]]]:
     Held-out pairs are among them where they can be drawn, of training handwriting alone.
     """
     name, seed = config.data.name, config.seed
-    n_drawn = min(config.data.n_train, N_TRUE)
+    digit = name in ("mnist", "fashion_mnist")  # each is seen in two scenes
+    n_drawn = min((1 + digit) * config.data.n_train, N_TRUE)
     if name == "shapes":
         drawn = true_scenes(n_drawn, seed)
         return drawn.images, drawn.attributes
@@ -203,7 +198,7 @@ def true_images(config: Config) -> tuple[Tensor | None, list[dict[str, str]]]:
         apart = [scenes.draw(n // 8, seed, split) for split in ("held_out", "bindings")]
         images = torch.cat([images, *(some.images for some in apart)])
         attributes += [scenes.labels(s) for some in apart for s in some.scenes]
-    if name in ("mnist", "fashion_mnist"):
+    if digit:
         more = digits.draw(digits.load_things(name, "train"), n // 8, seed, "held_out")
         images = torch.cat([images, resize_all(more.images, config.data.image_size)])
         attributes += [more.attributes(i) for i in range(len(more))]

@@ -100,6 +100,18 @@ class Hostile:
         return open, (str(self.path), "w")
 
 
+@pytest.mark.parametrize("broken", ["flipped", "cut", "empty"])
+def test_a_damaged_batch_of_residuals_is_refused_whole(tmp_path, broken):
+    path = tmp_path / "data_batch_1.npz"
+    residuals = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
+    np.savez(path, residuals=residuals, labels=np.zeros(4, np.uint8))
+    content = bytearray(path.read_bytes())
+    content[3000] ^= 1  # one bit in the middle of the pixels
+    path.write_bytes({"flipped": content, "cut": content[:5000], "empty": b""}[broken])
+    with pytest.raises(ValueError, match=r"data_batch_1\.npz is damaged or no CIFAR batch"):
+        cifar.read_compact(path)
+
+
 def test_a_hostile_pickle_in_place_of_cifar_runs_nothing(tmp_path):
     raw = pickle.dumps({b"data": Hostile(tmp_path / "harm"), b"labels": [0]}, protocol=2)
     with pytest.raises(ValueError, match="not a CIFAR-10 python batch"):

@@ -63,9 +63,9 @@ def test_a_judge_learns_from_training_glyphs_of_all_pairs(mnist):
     images, attributes = true_images(mnist)
     apart = digits.held_out(digits.DIGITS)
     unseen = [(a["digit"], a["colour"]) in apart for a in attributes]
-    assert len(images) == len(attributes) == 240 + 30
-    assert not any(unseen[:240]) and all(unseen[240:])
-    thick = (images[240:].float().std(dim=(1, 3)) > 1).sum(1)  # rows of a glyph, with its border
+    assert len(images) == len(attributes) == 480 + 60
+    assert not any(unseen[:480]) and all(unseen[480:])
+    thick = (images[480:].float().std(dim=(1, 3)) > 1).sum(1)  # rows of a glyph, with its border
     assert thick.max() >= 5, "held-out pairs are drawn from training glyphs"
 
 

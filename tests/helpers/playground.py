@@ -12,6 +12,7 @@ from minidalle.clip import CLIP
 from minidalle.config import get_config
 from minidalle.dalle import DALLE
 from minidalle.dvae import DiscreteVAE
+from minidalle.evaluation.judge import Judge
 from minidalle.tokenizer import BPETokenizer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -39,9 +40,14 @@ ODD_SIZES["clip"] |= {"vision_heads": 5, "vocab_size": 292, "context_length": 45
 ODD_SIZES["clip"] |= {"text_width": 18, "text_layers": 1, "text_heads": 2, "embed_dim": 7}
 
 
-def write_odd_models(folder: Path) -> Path:
-    """Write untrained models of other sizes than any preset's; no judge."""
+def write_odd_models(folder: Path, judge: bool = False) -> Path:
+    """Write untrained models of other sizes than any preset, with a deep judge if asked."""
     torch.manual_seed(0)
+    if judge:
+        values = {"shape": ("a", "b", "c"), "colour": ("red", "blue")}
+        network = Judge(values, 24, (4, 6, 5, 8), blocks=2)
+        network(torch.rand(64, 3, 24, 24))  # moves the averages of the norms
+        network.save(folder / "judge")
     sizes = [f"{part}.{k}={v}" for part, fields in ODD_SIZES.items() for k, v in fields.items()]
     config = get_config("toy", sizes)
     tokenizer = BPETokenizer.train(CAPTIONS * 3, 290)

@@ -95,7 +95,7 @@ def both(request, tmp_path_factory) -> SimpleNamespace:
     if shutil.which("node") is None:
         pytest.skip("no node here: the playground's engine is not compared with the package")
     tmp = tmp_path_factory.mktemp(request.param)
-    folder = TOY if request.param == "toy" else write_odd_models(tmp)
+    folder = TOY if request.param == "toy" else write_odd_models(tmp, judge=True)
     pipeline = Pipeline.load(folder)
     samples, drawn = draw_cases(pipeline)
     images = [image.flatten().tolist() for image in drawn]
