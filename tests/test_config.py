@@ -8,7 +8,7 @@ from minidalle.config import PRESETS, from_dict, get_config
 
 
 def test_every_preset_fits_together():
-    names = ["toy", "scenes", "mnist", "cifar", "mini_toy", "small", "mini", "mega"]
+    names = ["toy", "scenes", "mnist", "cifar", "own", "mini_toy", "small", "mini", "mega"]
     names += ["base", "12b"]
     assert list(PRESETS) == names
     for config in PRESETS.values():

@@ -8,30 +8,34 @@ Real data are looked for as data/README.md says.
 
 import argparse
 import json
+import math
 import shutil
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from minidalle import data, plot, stages
 from minidalle.config import Config, get_config, replace, to_json
-from minidalle.evaluation import demo
-from minidalle.evaluation.candidates import draw_candidates
-from minidalle.evaluation.judge import make_judge
+from minidalle.evaluation import demo, metrics
+from minidalle.evaluation.candidates import draw_candidates, reconstruct
+from minidalle.evaluation.judge import Judge, make_judge
 from minidalle.evaluation.measure import load_cases
 from minidalle.evaluation.metrics import accuracy, nearest_pixels
 from minidalle.evaluation.run import evaluate_run
-from minidalle.files import read_metadata, save_model
+from minidalle.files import read_metadata, save_model, save_tensors, write_text
 from minidalle.generate import Pipeline
 from minidalle.models import read_model
 from minidalle.training.finished import digests
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent.parent / "runs" / "shipped"
-N_UNSEEN = 4000  # true images that a judge is tested on
+N_UNSEEN = 2000  # true images that a judge is tested on
 TOY_CAPTIONS, TOY_SEEDS = 32, 10  # of each kind for each seed: the numbers that the README states
 CAPTIONS, SEEDS = 32, 4  # likewise for real data
 N_STYLES = 4  # samples of one caption on a sheet
+N_SHOWN = 8  # reconstructions on a sheet
+N_TOKENS = 256  # images of each kind whose tokens are shipped
 N_LINES = 60  # of a shipped log for each kind of line
 SHEETS = {
     "mnist": (
@@ -91,6 +95,58 @@ def draw_sheet(config: Config, run: Path) -> Path:
     return plot.save(plot.sample_sheet(captions, columns, notes), run / "samples.png")
 
 
+def plain_colours(images: torch.Tensor, grid: int, bits: int) -> torch.Tensor:
+    """Average each cell of images (N, 3, S, S) in [0, 1], and round its colour to `bits` bits.
+
+    Red and green get the bits that are over. Returns (N, 3, grid, grid).
+    """
+    levels = torch.tensor([2 ** ((bits + 2 - channel) // 3) - 1 for channel in range(3)])
+    small = F.interpolate(images, (grid, grid), mode="area")
+    return (small * levels.view(3, 1, 1)).round() / levels.view(3, 1, 1)
+
+
+def plain_codes(images: torch.Tensor, grid: int, bits: int) -> torch.Tensor:
+    """Spend as many bits as tokens do without learning: colours of cells, enlarged smoothly."""
+    small = plain_colours(images, grid, bits)
+    return F.interpolate(small, images.shape[-2:], mode="bicubic").clamp(0, 1)
+
+
+@torch.inference_mode()
+def rebuild(config: Config, run: Path, judge: Judge) -> dict[str, dict[str, float]]:
+    """Compare reconstructions with plain codes of as many bits, in run/rebuilt.png and numbers.
+
+    Writes run/tokens.safetensors: the tokens of test images, with captions and attributes, so that
+    a lesson can show reconstructions where the data are not. Returns the numbers by kind.
+    """
+    pipeline = Pipeline.load(run)
+    numbers, tokens, known = {}, {}, {}
+    bits = int(math.log2(config.dvae.vocab_size))
+    for kind, cases in load_cases(config, N_TOKENS).items():
+        true = cases.images / 255
+        rebuilt, tokens[kind] = reconstruct(pipeline, cases.images)
+        sets = {"plain": plain_codes(true, config.dvae.grid, bits), "rebuilt": rebuilt}
+        for name, images in sets.items():
+            marks = accuracy(judge.read(images), cases.attributes)
+            shares = {key: mark["share"] for key, mark in marks.items()}
+            numbers.setdefault(kind, {})[name] = {
+                "psnr": metrics.psnr(images, true), "ssim": metrics.ssim(images, true), **shares
+            }  # fmt: skip
+        known[kind] = {"captions": cases.captions, "attributes": cases.attributes}
+        if len(numbers) == 1:  # the first kind is shown
+            shown = [("true", true), ("plain code", sets["plain"]),
+                     ("learnt code", rebuilt)]  # fmt: skip
+            notes = [
+                ["", *(f"{metrics.psnr(x[i], true[i]):.1f} dB" for _, x in shown[1:])]
+                for i in range(N_SHOWN)
+            ]
+            plot.save(
+                plot.sample_sheet(cases.captions[:N_SHOWN], shown, notes), run / "rebuilt.png"
+            )
+    small = {kind: z.to(torch.int16) for kind, z in tokens.items()}
+    save_tensors(run / "tokens.safetensors", small, {"cases": json.dumps(known)})
+    return numbers
+
+
 def ship(run: Path, folder: Path, others: tuple[str, ...]) -> None:
     """Copy the products of a run, weights as float16, logs thinned, and the files in `others`."""
     for stage in ("tokenizer", "dvae", "dalle", "clip"):
@@ -145,8 +201,12 @@ def main() -> None:
             shutil.rmtree(run, ignore_errors=True)
         train(config, run)
         draw_sheet(config, run)
-        print(evaluate_run(run, run, CAPTIONS, seeds=SEEDS, seed=config.seed))
-        ship(run, folder, ("report.json", "samples.png"))
+        numbers = rebuild(config, run, Judge.load(folder / "judge"))
+        print(json.dumps(numbers, indent=1))
+        print(evaluate_run(run, run, CAPTIONS, seeds=SEEDS, seed=config.seed), flush=True)
+        report = json.loads((run / "report.json").read_text()) | {"equal_bits": numbers}
+        write_text(run / "report.json", json.dumps(report, indent=1) + "\n")
+        ship(run, folder, ("report.json", "samples.png", "rebuilt.png", "tokens.safetensors"))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder} holds {size / 1e6:.1f} MB")
 

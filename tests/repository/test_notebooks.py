@@ -15,7 +15,7 @@ execute = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(execute)
 NAMES = (
     "00_tour", "01_bpe", "02_dvae", "03_sparse_attention", "04_dalle", "05_clip", "06_generate",
-    "07_scaling",
+    "07_scaling", "08_real_pictures",
 )  # fmt: skip
 MAX_BYTES = 300_000
 MAX_LINES, MAX_COLUMNS = 25, 88  # of a code cell; ruff.toml there says the same
@@ -61,7 +61,7 @@ def checks(notebook) -> int:
     return found
 
 
-def test_the_folder_holds_the_eight_notebooks():
+def test_the_folder_holds_the_nine_notebooks():
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == list(NAMES)
 
 

@@ -1,0 +1,64 @@
+"""The checkpoints of real images that come with a clone draw, are small, and are described."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from minidalle.cli import main
+from minidalle.data import digits
+from minidalle.evaluation.candidates import draw_candidates
+from minidalle.evaluation.judge import Judge
+from minidalle.generate import Pipeline
+from minidalle.stages import SHIPPED
+
+ROOT = Path(__file__).resolve().parents[2]
+PRESETS = [name for name in ("mnist", "fashion_mnist", "cifar") if (SHIPPED / name).is_dir()]
+MOST = 6_000_000  # bytes of one preset
+
+
+def test_a_clone_draws_two_digits_without_a_download(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINIDALLE_DATA", str(tmp_path / "nothing"))
+    caption = "a red seven left of a blue two on white"
+    assert main(["generate", caption, "--preset", "mnist", "-n", "2", "--threads", "1"]) == 0
+    told = capsys.readouterr()
+    assert "2 images" in told.out and "No training caption" not in told.err
+    assert (tmp_path / "samples.png").read_bytes()[:4] == b"\x89PNG"
+    assert main(["generate", "a green eleven", "--preset", "mnist", "-n", "1"]) == 0
+    assert "No training caption has eleven" in capsys.readouterr().err
+
+
+def test_most_samples_show_the_digit_and_the_colour_of_the_caption():
+    pipeline, judge = Pipeline.load(SHIPPED / "mnist"), Judge.load(SHIPPED / "mnist" / "judge")
+    wanted = [
+        ("seven", "red"), ("two", "blue"), ("three", "green"), ("zero", "pink"),
+        *sorted(digits.held_out(digits.DIGITS))[:4],
+    ]  # fmt: skip
+    captions = [f"a {colour} {digit} on a white background" for digit, colour in wanted]
+    drawn = draw_candidates(pipeline, captions, 4, progress=False)
+    read = judge.read(drawn.images.flatten(0, 1))
+    found = list(zip(read["digit"], read["colour"], strict=True))
+    right = [found[i] == wanted[i // 4] for i in range(32)]
+    assert sum(right) >= 20, "chance is 0.4 of 32"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_they_are_small_whole_and_have_a_log_for_compare(name):
+    folder = SHIPPED / name
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= MOST
+    for stage in ("dvae", "dalle", "clip"):
+        lines = (folder / stage / "log.jsonl").read_text().splitlines()
+        assert 10 < len(lines) < 200 and json.loads(lines[-1])["step"] > 100
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_readme_states_the_numbers_of_their_report(name):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    report = json.loads((SHIPPED / name / "report.json").read_text())
+    for kind, found in report["kinds"].items():
+        row = next(r for r in text.splitlines() if r.startswith(f"| `{name}`, {kind} |"))
+        shown = re.findall(r"([\d.]+) %", row)
+        ways = ("rebuilt", "one", "best")
+        assert shown == [f"{100 * found[way]['exact']['share']:.1f}" for way in ways]
