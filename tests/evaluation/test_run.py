@@ -38,8 +38,9 @@ def things(name: str, part: str) -> digits.Things:
 
 
 @pytest.fixture
-def mnist(monkeypatch):
+def mnist(monkeypatch, tmp_path):
     monkeypatch.setattr(digits, "load_things", things)
+    monkeypatch.setattr(judges, "SHIPPED", tmp_path / "shipped")  # the true one knows handwriting
     recipe = dict(steps=12, widths=(4, 4, 4, 4))
     monkeypatch.setattr(judges, "RECIPES", {"mnist": recipe})
     return get_config("mnist", TINY)
@@ -141,7 +142,7 @@ def test_evaluate_prints_the_toy_s_table_for_digits(folder):
     assert set(found["frechet"]) == {"rebuilt", "one", "best", "training"}
     assert 0 < found["likelihood"]["bits_per_dim"] < 30
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "nearest training images" in page and "by the judge, 1" in page
+    assert "nearest training images" in page
     assert (folder / "judge" / "model.safetensors").is_file()
 
 
