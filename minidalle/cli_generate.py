@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from minidalle import data, image_prompts, plot, published
 from minidalle.generate import Pipeline
+from minidalle.priors import guided
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +29,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("caption", help="what to draw")
     parser.add_argument("-n", type=int, default=8, help="images to keep (default 8)")
     parser.add_argument("--candidates", type=int, help="draw so many, keep the best n by CLIP")
+    parser.add_argument(
+        "--method", choices=["sample", "search"], default="sample",
+        help="sample from the prior, or search without one for what CLIP likes (default sample)",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=int, default=200, help="of the search (default 200)")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--top-p", type=float)
@@ -68,12 +75,15 @@ def run(args: argparse.Namespace, source: str | Path) -> None:
         return plot.save(plot.show_images(images, title=args.caption, side=1.1), args.out)
 
     batch = args.batch if args.batch is not None else 4 if args.model else 64
-    images, scores = pipeline.generate(
-        args.caption, n=args.n, candidates=args.candidates, temperature=args.temperature,
-        top_k=args.top_k, top_p=args.top_p, guidance=args.guidance, prompt=prompt,
-        generator=torch.Generator().manual_seed(args.seed or 0), batch_size=batch,
-        compile=args.compile, finished=show,
-    )  # fmt: skip
+    generator = torch.Generator().manual_seed(args.seed or 0)
+    if args.method == "search":
+        images, scores = search(args, pipeline, generator)
+    else:
+        images, scores = pipeline.generate(
+            args.caption, n=args.n, candidates=args.candidates, temperature=args.temperature,
+            top_k=args.top_k, top_p=args.top_p, guidance=args.guidance, prompt=prompt,
+            generator=generator, batch_size=batch, compile=args.compile, finished=show,
+        )  # fmt: skip
     shown = ", ".join(f"{s:.3f}" for s in scores.tolist())
     path = show(images)
     print(f"Wrote {path}: {len(images)} images from {source}, best first; CLIP scores {shown}.")
@@ -91,6 +101,22 @@ def _prompt(args: argparse.Namespace, pipeline: Pipeline) -> torch.Tensor | None
     tokens = image_prompts.read(Path(args.prompt), pipeline.codebook, keep)
     print(image_prompts.describe(keep))
     return tokens
+
+
+def search(args: argparse.Namespace, pipeline: Pipeline, generator: torch.Generator) -> tuple:
+    """Search under CLIP instead of sampling: images and their scores, best first."""
+    if pipeline.reranker is None or args.candidates or args.prompt:
+        raise ValueError(
+            "--method search needs a trained clip, and takes no --candidates or --prompt"
+        )
+    with tqdm(total=args.steps, desc="search", disable=None) as bar:
+        images = guided.search(
+            pipeline.codebook, pipeline.reranker, args.caption, args.n, args.steps,
+            generator=generator, watch=lambda step, tokens: bar.update(),
+        )  # fmt: skip
+    scores = pipeline.score([args.caption], images)
+    best = scores.argsort(descending=True, stable=True)
+    return images[best].cpu(), scores[best]
 
 
 def load(args: argparse.Namespace, source: str | Path) -> Pipeline:

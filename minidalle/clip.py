@@ -195,12 +195,15 @@ class CLIP(nn.Module):
         captions: n of them, or one for all; longer than the context they are cut. images
         (n, 3, S, S) float in [0, 1].
         """
-        device = self.logit_scale.device
-        ids = self.tokenizer.encode_batch(captions, self.config.context_length - 2)
-        ids = pack_text(ids, self.config).to(device)
-        text = torch.cat([self.encode_text(part) for part in ids.split(256)])  # (n or 1, E)
-        parts = [self.encode_image(part.to(device)) for part in images.split(batch_size)]
+        text = self.encode_captions(captions)  # (n or 1, E)
+        parts = [self.encode_image(part.to(text.device)) for part in images.split(batch_size)]
         return (torch.cat(parts) * text).sum(1).cpu()
+
+    def encode_captions(self, captions: list[str]) -> Tensor:
+        """Place captions on the unit sphere, (n, E); longer than the context they are cut."""
+        ids = self.tokenizer.encode_batch(captions, self.config.context_length - 2)
+        ids = pack_text(ids, self.config).to(self.logit_scale.device)
+        return torch.cat([self.encode_text(part) for part in ids.split(256)])
 
     def loss(
         self, batch: dict[str, Tensor], step: int, generator: torch.Generator | None = None

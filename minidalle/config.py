@@ -63,6 +63,7 @@ class DVAEConfig(CodebookConfig):
     beta_steps: int = 5_000
     tau: float = 1 / 16  # final temperature; starts at 1
     tau_steps: int = 150_000
+    hard: bool = False  # train on drawn codes, straight-through, instead of relaxed ones
     min_log_b: float | None = between(None, -math.inf)  # floor on ln b; None is the paper
     gain: float | None = None  # of a residual branch; None is the published 1 / layers^2
     spread_codes: bool = False  # start from codes spread over the data; see training/spread.py
@@ -204,6 +205,7 @@ class TrainConfig:
     ema_decay: float = between(0.999, 0, 1)
     ema_every: int = 1
     lookalikes: float = between(0.0, 0, 1)  # CLIP: batches whose captions differ in one attribute
+    draw_tokens: bool = False  # prior: tokens drawn from q at each update (footnote 6)
     rebuilt: float = between(0.0, 0, 1)  # CLIP: images that come from the dVAE
     accumulate: int = 1  # parts a batch is split into
     precision: str = one_of("float32", "bfloat16", "auto")  # see training.run.autocast

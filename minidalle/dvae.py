@@ -102,8 +102,7 @@ def _groups(config: DVAEConfig, widths: list[int], kernels: tuple[int, ...], res
             n_in = widths[g - 1] if i == 1 else widths[g]
             layers[f"block_{i}"] = Block(n_in, widths[g], kernels, gain)
         if g < n_groups:
-            name, make = resize
-            layers[name] = make()
+            layers[resize[0]] = resize[1]()
         groups[f"group_{g}"] = nn.Sequential(layers)
     return groups
 
@@ -111,9 +110,8 @@ def _groups(config: DVAEConfig, widths: list[int], kernels: tuple[int, ...], res
 class Encoder(nn.Module):
     """Mapped pixels (B, 3, H, W) -> logits over the codes (B, K, h, w)."""
 
-    def __init__(self, config: DVAEConfig):
+    def __init__(self, c: DVAEConfig):
         super().__init__()
-        c = config
         widths = [c.n_hid] + [c.n_hid * 2**g for g in range(c.n_pools + 1)]
         groups = _groups(c, widths, (3, 3, 3, 1), ("pool", lambda: nn.MaxPool2d(2)))
         output = OrderedDict(relu=nn.ReLU(), conv=Conv2d(widths[-1], c.vocab_size, 1))
@@ -128,9 +126,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """One-hot or relaxed codes (B, K, h, w) -> (B, 6, H, W): mu and ln b of the three colours."""
 
-    def __init__(self, config: DVAEConfig):
+    def __init__(self, c: DVAEConfig):
         super().__init__()
-        c = config
         widths = [c.n_init] + [c.n_hid * 2**g for g in reversed(range(c.n_pools + 1))]
         up = ("upsample", lambda: nn.Upsample(scale_factor=2, mode="nearest"))
         groups = _groups(c, widths, (1, 3, 3, 3), up)
@@ -229,6 +226,8 @@ class DiscreteVAE(nn.Module):
         # Codes last: a softmax over neighbouring numbers is several times faster.
         logits = self.logits(images).permute(0, 2, 3, 1).float()  # (B, h, w, K)
         codes = gumbel_softmax(logits, tau, generator, dim=-1)
+        if self.config.hard:  # forward the drawn code, backward the gradient of the relaxed one
+            codes = codes + (F.one_hot(codes.argmax(-1), codes.shape[-1]) - codes).detach()
         nll, kl = self.bound(images, self.mix_vectors(codes), logits)
         loss = nll + beta * kl * self.tokens_per_value
         return loss, {"nll": nll.detach(), "kl": kl.detach(), "tau": tau, "beta": beta}

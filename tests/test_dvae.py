@@ -277,3 +277,25 @@ def test_the_bound_of_sampled_codes_is_below_the_exact_likelihood():
             exact.append(-logit_laplace_nll(x, mu, log_b).sum() - math.log(2))
     bound, limit = 48 * sum(found) / len(found), torch.stack(exact).logsumexp(0).item()
     assert bound <= limit + 0.05
+
+
+def test_hard_codes_are_one_hot_forward_and_relaxed_backward():
+    soft, hard = tiny(tau_steps=1, tau=0.5), tiny(tau_steps=1, tau=0.5, hard=True)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+    def codes_of(model):
+        seen = []
+        own = model.mix_vectors
+        model.mix_vectors = lambda codes: (seen.append(codes), own(codes))[1]
+        model.loss({"images": images}, 1, torch.Generator().manual_seed(2))
+        return seen[0]
+
+    relaxed, drawn = codes_of(soft), codes_of(hard)
+    assert set(drawn.detach().round(decimals=5).unique().abs().tolist()) == {0.0, 1.0}
+    assert torch.equal(drawn.argmax(-1), relaxed.argmax(-1))
+    weight = torch.randn(relaxed.shape, generator=torch.Generator().manual_seed(3))
+    gradients = [
+        torch.autograd.grad((codes * weight).sum(), model.encoder.blocks.output.conv.w)[0]
+        for codes, model in ((relaxed, soft), (drawn, hard))
+    ]
+    torch.testing.assert_close(*gradients)

@@ -22,13 +22,13 @@ from torch import Tensor
 from minidalle.config import STAGES, Config, from_json
 from minidalle.data.captioned import Captioned, InMemory, Unusable
 from minidalle.data.cropping import centre_crop, crop_stage_one, crop_stage_two
-from minidalle.data.kept_tokens import NO_TOKEN, all_tokens, encode
+from minidalle.data.kept_tokens import NO_TOKEN, all_tokens, draw, encode
 from minidalle.data.shuffle import Shuffle, generator_for
 from minidalle.data.streams import WARNING, Stream
 from minidalle.tokenizer import PAD, BPETokenizer, normalise
 
 MANY = 10_000  # captions whose lengths are looked at
-CROP, DROPOUT = 0, 1  # what a row draws random numbers for
+CROP, DROPOUT, TOKENS = 0, 1, 2  # what a row draws random numbers for
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def batches(
     if isinstance(dataset, Stream):
         read = _from_stream(dataset, part, crop, workers)
     elif (
-        (stage == "dalle" and crop is centre_crop and training)
+        (stage == "dalle" and crop is centre_crop and training and not train.draw_tokens)
         # Tokens are worth keeping where the run sees each image at least once.
         and train.steps * train.batch_size >= len(dataset)
     ):
@@ -109,13 +109,22 @@ def batches(
         ]
         return torch.cat(rows)  # (B, L)
 
+    def encode_images(images: Tensor, step: int) -> Tensor:
+        if not (training and train.draw_tokens):
+            return encode(dvae, images)  # (B, G * G)
+        numbers = [
+            torch.rand(config.dalle.grid**2, generator=part.generator(step, row, TOKENS))
+            for row in range(len(images))
+        ]
+        return draw(dvae, images, torch.stack(numbers))  # (B, G * G)
+
     def from_step(start: int) -> Iterator[dict[str, Tensor]]:
         for step, (seen, captions) in zip(count(start), read(start), strict=False):
             batch = {}
             if stage != "dalle":
                 batch["images"] = seen.float() / 255  # (B, 3, S, S)
             else:  # whole images or their tokens
-                batch["tokens"] = encode(dvae, seen) if seen.dim() == 4 else seen  # (B, G * G)
+                batch["tokens"] = encode_images(seen, step) if seen.dim() == 4 else seen
             if stage != "dvae":
                 batch["text"] = encode_text(captions, step)
             yield batch

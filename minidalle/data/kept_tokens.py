@@ -87,3 +87,20 @@ def encode(dvae: torch.nn.Module, images: Tensor) -> Tensor:
     if tokens.max() >= NO_TOKEN:
         raise ValueError(f"token {int(tokens.max())} does not fit the cache: at most 65,534")
     return tokens
+
+
+@torch.no_grad()
+def draw(dvae: torch.nn.Module, images: Tensor, uniform: Tensor) -> Tensor:
+    """Draw the image tokens of (B, 3, S, S) uint8 images from the dVAE's q, (B, G * G) int64.
+
+    uniform: (B, G * G) in [0, 1), the number that decides each token. Footnote 6 of the paper.
+    Raises ValueError for a codebook that has no probabilities to draw from.
+    """
+    if not hasattr(dvae, "logits"):
+        name = type(dvae).__name__
+        raise ValueError(f"train_dalle.draw_tokens needs codebook=dvae: a {name} has no q to draw")
+    device = next(dvae.parameters()).device
+    q = dvae.logits(images.to(device).float() / 255).double().softmax(1)  # (B, K, g, g)
+    below = q.flatten(2).mT.cumsum(-1).cpu()  # (B, G * G, K)
+    target = uniform[..., None] * below[..., -1:]
+    return torch.searchsorted(below, target, right=True)[..., 0].clamp(max=q.shape[1] - 1)

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "training": {"config", "files", "dvae"},
     "evaluation": {"street", "data", "plot", "files", "training"},
     "codebooks": {"config", "dvae"},
-    "priors": {"config", "tokenizer", "transformer", "attention"},
+    "priors": {"config", "dvae", "tokenizer", "transformer", "attention"},
     "published": {"config", "files", "tokenizer", "attention", "dvae", "clip", "cache"}
     | {"compiled", "codebooks", "priors"},
     "plot": {"files"},
