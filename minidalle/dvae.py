@@ -132,11 +132,9 @@ class Decoder(nn.Module):
         up = ("upsample", lambda: nn.Upsample(scale_factor=2, mode="nearest"))
         groups = _groups(c, widths, (1, 3, 3, 3), up)
         output = OrderedDict(relu=nn.ReLU(), conv=Conv2d(c.n_hid, 2 * CHANNELS, 1))
-        self.blocks = nn.Sequential(
-            OrderedDict(
-                input=Conv2d(c.vocab_size, c.n_init, 1), **groups, output=nn.Sequential(output)
-            )
-        )
+        start = Conv2d(c.vocab_size, c.n_init, 1)
+        layers = OrderedDict(input=start, **groups, output=nn.Sequential(output))
+        self.blocks = nn.Sequential(layers)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.blocks(z)
@@ -252,10 +250,9 @@ class DiscreteVAE(nn.Module):
         logits = self.logits(images).permute(0, 2, 3, 1).float()  # (B, h, w, K)
         codes = gumbel_softmax(logits, tau, generator, dim=-1)
         # The largest of logits plus Gumbel noise is a sample of q, whatever tau.
-        vectors = {"elbo": self.code_vectors(codes.argmax(dim=-1))}
-        vectors["elbo_relaxed"] = self.mix_vectors(codes)
+        drawn, mixed = self.code_vectors(codes.argmax(dim=-1)), self.mix_vectors(codes)
         bounds = {}
-        for name, given in vectors.items():
+        for name, given in (("elbo", drawn), ("elbo_relaxed", mixed)):
             nll, kl = self.bound(images, given, logits)
             bounds[name] = -(nll + kl * self.tokens_per_value).item()
         tokens = logits.argmax(dim=-1)
