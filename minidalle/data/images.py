@@ -14,6 +14,8 @@ from torch import Tensor
 from minidalle.data.captioned import Unusable
 
 MAX_PIXELS = 50_000_000  # of one image: 150 MB decoded
+# Formats that Pillow reads by itself: of others it hands some to programs, such as Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
@@ -38,7 +40,8 @@ def _opened(source: Path | bytes) -> Image.Image:
     if isinstance(source, Path) and not source.is_file():  # opening a pipe would wait for ever
         raise Unusable("not a file" if source.exists() else "missing image")
     try:
-        image = Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+        file = BytesIO(source) if isinstance(source, bytes) else source
+        image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:
         raise Unusable("not an image") from error
     except Image.DecompressionBombError as error:
