@@ -51,10 +51,10 @@ def read_fields(kind: type, values: object, choices: Mapping, path: str = "") ->
         elif f.name in values:
             found[f.name] = _read(kinds[f.name], values[f.name], path + f.name)
             _check_range(found[f.name], f.metadata, path + f.name)
-    try:
-        return kind(**found)
-    except TypeError as error:  # a field without a default is missing
-        raise ValueError(f"{name}: {error}") from None
+    lacks = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    if lacks := [field for field in lacks if field not in found]:
+        raise ValueError(f"{name} lacks {', '.join(lacks)}")
+    return kind(**found)
 
 
 def _read(kind: type, value: object, name: str) -> object:
@@ -84,8 +84,8 @@ def _check_range(value: object, allowed: Mapping, name: str) -> None:
         raise ValueError(f"{name}={value!r} is unknown; choose from {', '.join(choices)}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
-    low, high = allowed.get("low", math.ulp(0)), allowed.get("high", math.inf)
-    if not low <= value or not math.isfinite(value):
+    low, high = allowed.get("low", math.ulp(0)), allowed.get("high", 2.0**63)
+    if not low <= value or value in (math.inf, -math.inf):
         least = f"at least {low}" if "low" in allowed else "positive"
         raise ValueError(f"{name}={value} must be a number and {least}")
     if value > high:

@@ -57,7 +57,11 @@ def load(run: str | Path, stage: str, device: str | torch.device = "cpu"):
     if bad := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise CheckpointError(f"{path.parent}: {bad[0]} is not finite; train the stage again")
     model = make(getattr(config, stage))
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()[:200]
+        raise CheckpointError(f"{path.parent}: weights unlike config.json: {reason}") from None
     if stage == "clip":
         model.tokenizer = load(run, "tokenizer")
     return model.to(device).eval()

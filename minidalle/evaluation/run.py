@@ -38,6 +38,9 @@ def evaluate_run(
     """
     if protocol not in ("", "paper"):
         raise ValueError(f"unknown protocol {protocol!r}; choose from paper")
+    for name, value in (("n", n), ("candidates", candidates), ("seeds", seeds)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
     pipeline, (_, config) = Pipeline.load(run, device=device), read_model(Path(run) / "dalle")
     if own:
         config = replace(config, data=replace(config.data, name="folder", folder=Typed(own)))

@@ -39,7 +39,11 @@ def check_made_from(run: str | Path, stage: str, version: dict[str, str] | None 
     path = Path(run) / stage / product(stage)
     if stage == "tokenizer":
         return
-    made_from = json.loads(read_metadata(path).get("made_from", "{}"))
+    said = read_metadata(path).get("made_from", "{}")
+    try:
+        made_from = dict(json.loads(said))
+    except (ValueError, TypeError):
+        raise CheckpointError(f"{path} was made from {said[:80]!r}, which names no stage") from None
     for name, value in (version or {}).items():
         if (old := made_from.get(name, "an older one")) != value:
             raise ValueError(
