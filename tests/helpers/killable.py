@@ -1,12 +1,16 @@
-"""A process to kill: trains a tiny model in a folder, over and over, on the orders of a test.
+"""A process to kill: trains in a folder, over and over, on the orders of a test.
 
-For each line on stdin, 'FOLDER STEPS SLOW', it forks a child that calls `fit`, and prints its pid,
-'started' when the first batch is asked for, and the exit code when it is gone. SLOW seconds are
-added to every flush of a save, so that many kills hit one. Forking after the imports makes one of
-many starts cheap.
+For each line on stdin, a JSON object, it forks a child that trains, and prints its pid, 'started'
+when the first batch is asked for, and the exit code when it is gone. "verb": a verb of the command
+line, or "tiny" for `fit` alone; "folder"; "options": of the verb, or the number of updates;
+"threads"; "slow": seconds that are added to every flush of a save, so that many kills hit one;
+"die": at which call of which function it kills itself, such as "rename 2". Forking after the
+imports makes one of many starts cheap.
 """
 
+import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -14,9 +18,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minidalle import files
+from minidalle import cli, files, train
 from minidalle.config import TrainConfig
 from minidalle.train import Stopped, fit
+from minidalle.training.log import Log
 
 
 class Tiny(nn.Module):
@@ -63,16 +68,22 @@ def tiny_config(steps, **changes):
     return TrainConfig(**recipe | changes)
 
 
+MOMENTS = {
+    "update": (train, "learning_rate"), "flush": (files, "_flush"), "rename": (os, "replace"),
+    "delete": (Path, "unlink"), "log": (Log, "write"),
+}  # fmt: skip
+
+
 def main():
     """Serve orders until stdin ends."""
     torch.set_num_threads(1)
     torch.optim.SGD(Tiny().parameters())  # the first optimiser imports much of torch
     torch.autograd.set_multithreading_enabled(False)  # its threads would not survive the fork
-    for order in sys.stdin:
-        folder, steps, slow = order.split()
+    for line in sys.stdin:
+        order = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            _train(Path(folder), int(steps), float(slow))
+            _obey(**order)
         print(pid, flush=True)
         _, status = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
@@ -83,14 +94,21 @@ def _announced(start):
     yield from batches(start)
 
 
-def _train(folder, steps, slow):
+def _obey(verb, folder, options, threads, slow, die):
     flush = files._flush
     files._flush = lambda path: (time.sleep(slow), flush(path))
+    if die:
+        _arm(*die.split())
     code = 0
     try:
-        model = Tiny()
-        fit(model, _announced, tiny_config(steps), folder, evaluate=evaluate)
-        files.save_tensors(folder / "averaged.safetensors", model.state_dict(), {})
+        torch.set_num_threads(threads)
+        if verb == "tiny":
+            model = Tiny()
+            fit(model, _announced, tiny_config(options), folder, evaluate=evaluate)
+            files.save_tensors(Path(folder) / "averaged.safetensors", model.state_dict(), {})
+        else:
+            sys.stdout = sys.stderr
+            code = cli.main([verb, "--run", folder, "--threads", str(threads), *options])
     except Stopped as stopped:
         print(stopped, file=sys.stderr, flush=True)
         code = 3
@@ -98,6 +116,20 @@ def _train(folder, steps, slow):
         print(repr(error), file=sys.stderr, flush=True)
         code = 4
     os._exit(code)
+
+
+def _arm(name, number):
+    """Die where the function of a moment is called for the `number`-th time."""
+    home, attribute = MOMENTS[name]
+    function, left = getattr(home, attribute), [int(number)]
+
+    def armed(*arguments, **options):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+
+    setattr(home, attribute, armed)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,13 @@
-"""Real processes, killed at random moments and resumed, end like one that was never stopped."""
+"""Real processes, killed at chosen and at random moments, end like one that was never stopped.
+
+What must be true after each kill: every checkpoint that has its name can be read, the same command
+goes on, and the weights are bit for bit those of a run that was not killed. Of several processes
+one is killed in tests/scale/test_processes.py.
+"""
 
 import contextlib
 import functools
+import json
 import os
 import random
 import signal
@@ -11,6 +17,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+from minidalle.files import load_tensors
+from minidalle.training.finished import product
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -28,14 +37,16 @@ class Server:
             text=True, bufsize=1, env=environment,
         )  # fmt: skip
 
-    def train(self, folder, steps, slow=0.0, kill=None, started=True, wait=lambda: None):
+    def train(self, folder, options, verb="tiny", *, die="", threads=1, slow=0.0, kill=None,
+              started=True, wait=lambda: None):  # fmt: skip
         """Let a child train. Send it the signal `kill` once it has started and `wait` returns.
 
-        Returns its exit code.
+        Other arguments as in killable.py. Returns its exit code.
         """
-        self.process.stdin.write(f"{folder} {steps} {slow}\n")
+        order = dict(verb=verb, folder=str(folder), options=options, threads=threads)
+        self.process.stdin.write(json.dumps(order | dict(slow=slow, die=die)) + "\n")
         pid, line = int(self.process.stdout.readline()), ""
-        if started:
+        if started and verb == "tiny" and not die:
             line = self.process.stdout.readline()
         if kill is not None:
             wait()
@@ -112,21 +123,100 @@ def _kill_once(server, folder, steps, chance):
     some_time = functools.partial(time.sleep, chance.uniform(0, 0.15))
     slow, wait = chance.choice([(0.0, some_time), (0.02, some_time), (0.1, in_a_save)])
     started = wait is in_a_save or chance.random() < 0.9
-    return server.train(folder, steps, slow, kill, started, wait), saving()
-
-
-def test_a_run_killed_three_times_ends_like_one_that_was_not(server, tmp_path):
-    _kill_often(server, tmp_path, kills=3, steps=150, seed=0)
+    code = server.train(folder, steps, slow=slow, kill=kill, started=started, wait=wait)
+    return code, saving()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_run_killed_forty_times_ends_like_one_that_was_not(server, tmp_path, seed):
-    codes, hits, errors = _kill_often(server, tmp_path, kills=40, steps=1000, seed=seed)
+def test_a_run_killed_forty_times_by_chance_ends_like_one_that_was_not(server, tmp_path):
+    codes, hits, errors = _kill_often(server, tmp_path, kills=40, steps=1000, seed=1)
     print(f"{codes=} {hits=}")
     assert codes.count(-signal.SIGKILL) >= 10
     assert codes.count(3) >= 10 and "run the same command again" in errors
     assert hits >= 3 and set(codes) <= {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 3}
+
+
+# The first and the last update, within a save, at its renaming, after it, when an old checkpoint
+# is deleted, when the log is written, and at the end.
+MOMENTS = {
+    "rename": (2, 1, 5, 9, 10), "update": (60, 1, 2, 31), "delete": (3, 1, 5),
+    "flush": (2, 1, 3, 9), "log": (2, 1, 5, 9),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def unkilled(server, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unkilled")
+    assert server.train(folder, 60) == 0, server.errors.read_text()
+    return _files(folder)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(f"{name} {number}", marks=[pytest.mark.slow] * (i > 0))
+        for name, numbers in MOMENTS.items()
+        for i, number in enumerate(numbers)
+    ],
+)
+def test_a_run_killed_at_this_moment_goes_on(server, unkilled, tmp_path, moment):
+    assert server.train(tmp_path, 60, die=moment) == -signal.SIGKILL, server.errors.read_text()
+    for path in tmp_path.glob("checkpoints/step-*.safetensors"):
+        load_tensors(path)
+    threads = 1 + int(moment[-1]) % 3
+    assert server.train(tmp_path, 60, threads=threads) == 0, server.errors.read_text()
+    assert _files(tmp_path) == unkilled and not list(tmp_path.glob("**/*.tmp"))
+
+
+SMALL = [
+    "data.n_train=16", "data.n_test=8", "dvae.n_hid=8", "dvae.n_init=8", "dalle.n_layers=2",
+    "dalle.n_heads=2", "dalle.head_dim=8", "clip.vision_width=12", "clip.vision_layers=1",
+    "clip.text_width=12", "clip.text_layers=1", "train_clip.lookalikes=0", "train_clip.rebuilt=0",
+    *(f"train_{s}.{f}" for s in ("dvae", "dalle", "clip")
+      for f in ("steps=6", "batch_size=4", "save_every=2", "eval_every=3", "warmup=0",
+                "log_every=1", "precision=float32")),
+]  # fmt: skip
+STAGES = {
+    "tokenizer": "flush 1; rename 1; flush 3; rename 2",
+    "dvae": "update 1; rename 2; update 3; flush 3; log 4; update 6; rename 3; rename 2; rename 1",
+    "dalle": "rename 1; rename 2; update 1; log 3; flush 4; update 3; rename 3; rename 2; rename 1",
+    "clip": "update 2; rename 1; delete 2; log 4; update 2; flush 2; rename 2; rename 1",
+}
+
+
+@pytest.mark.slow
+def test_every_stage_killed_again_and_again_ends_like_one_that_was_not(server, tmp_path):
+    kills = 0
+    for verb, moments in STAGES.items():
+        for moment in moments.split("; "):
+            code = server.train(tmp_path / "killed", SMALL, verb, die=moment)
+            assert code in (0, -signal.SIGKILL), server.errors.read_text()
+            kills += code != 0
+        for folder, threads in (("killed", 1), ("whole", 1), ("threads", 2)):
+            code = server.train(tmp_path / folder, SMALL, verb, threads=threads)
+            assert code == 0, server.errors.read_text()
+        paths = [tmp_path / folder / verb / product(verb) for folder in ("killed", "whole")]
+        assert paths[0].read_bytes() == paths[1].read_bytes() or _tensors(paths[0]) == _tensors(
+            paths[1]
+        )
+        assert not list((tmp_path / "killed").glob("**/*.tmp"))
+    print(f"{kills} kills")
+    assert kills >= 20
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_no_traceback_and_the_run_goes_on_afterwards(tmp_path):
+    options = ["--run", str(tmp_path), *SMALL, "train_dvae.steps=100000", "train_dvae.save_every=5"]
+    command = [sys.executable, "-m", "minidalle", "dvae", *options]
+    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    while not list(tmp_path.glob("dvae/checkpoints/step-*.safetensors")):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            pytest.fail(f"it ended: {process.wait(0.2)} {process.stderr.read()}")
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in error
+    assert "run the same command again" in error
 
 
 def test_sigterm_saves_at_once_and_says_how_to_go_on(server, tmp_path):
