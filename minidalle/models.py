@@ -16,10 +16,9 @@ from minidalle.compiled import fuse
 from minidalle.config import CHOICES, CLIPConfig, Config
 from minidalle.dalle import DALLE
 from minidalle.dvae import DiscreteVAE, Encoder
-from minidalle.files import CheckpointError
 from minidalle.priors.mini import DecoderBlock, EncoderBlock, Mini
 from minidalle.tokenizer import BPETokenizer
-from minidalle.training.finished import find_product, read_model
+from minidalle.training.finished import find_product, put_weights, read_model
 from minidalle.transformer import Block
 
 NAMED = dict(dvae=DiscreteVAE, vqvae=VQVAE, vqgan=VQGAN, palette=Palette, dalle=DALLE, mini=Mini)
@@ -54,14 +53,8 @@ def load(run: str | Path, stage: str, device: str | torch.device = "cpu"):
     if stage == "tokenizer":
         return BPETokenizer.load(path)
     weights, config = read_model(path.parent)
-    if bad := [name for name, value in weights.items() if not value.isfinite().all()]:
-        raise CheckpointError(f"{path.parent}: {bad[0]} is not finite; train the stage again")
     model = make(getattr(config, stage))
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()[:200]
-        raise CheckpointError(f"{path.parent}: weights unlike config.json: {reason}") from None
+    put_weights(model, weights, path.parent)
     if stage == "clip":
         model.tokenizer = load(run, "tokenizer")
     return model.to(device).eval()

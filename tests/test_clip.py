@@ -94,6 +94,21 @@ def test_text_is_framed_as_published():
     assert pack_text(text, config).tolist() == want
 
 
+def test_an_id_of_zero_is_a_token_of_the_caption():
+    config = CLIPConfig(vocab_size=40, context_length=6)
+    assert pack_text(torch.tensor([[0, 5, 0, -1]]), config).tolist() == [[38, 0, 5, 0, 39, 0]]
+
+
+def test_images_are_normalised_by_the_published_numbers():
+    model, seen = make(), []
+    model.visual.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    images = some_batch()["images"]
+    model.encode_image(images)
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    torch.testing.assert_close(seen[0], (images - mean) / std)
+
+
 def test_what_follows_end_of_text_is_not_seen():
     model = make()
     ids = pack_text(torch.tensor([[5, 6, -1], [5, 6, 7]]), SMALL)

@@ -15,6 +15,7 @@ from torch.distributions import (
 
 from minidalle.config import DVAEConfig, get_config, replace
 from minidalle.dvae import (
+    Conv2d,
     DiscreteVAE,
     codebook_use,
     gumbel_softmax,
@@ -127,6 +128,18 @@ def test_loss_is_the_papers_sum_over_values():
     kl = kl_divergence(q, Categorical(logits=torch.zeros_like(q.logits))).sum()
     torch.testing.assert_close(loss, (nll + beta * kl) / images.numel())
     assert metrics["tau"] == tau and metrics["beta"] == beta
+
+
+def test_weights_start_with_the_variance_of_their_fan_in():
+    torch.manual_seed(0)
+    assert Conv2d(64, 48, 3).w.std().item() == pytest.approx(1 / math.sqrt(64 * 9), rel=0.02)
+
+
+def test_psnr_is_of_the_reconstruction_that_stage_two_will_see():
+    model, images = tiny().eval(), torch.rand(2, 3, 32, 32)
+    error = (model.decode(model.tokens(images)) - images).square().mean().item()
+    found = model.evaluate(images, 0, torch.Generator().manual_seed(0))
+    assert found["psnr"] == pytest.approx(10 * math.log10(1 / error), rel=1e-5)
 
 
 def test_schedules_end_where_the_paper_says():

@@ -14,7 +14,7 @@ from torch import nn
 
 from minidalle.config import get_config, replace
 from minidalle.models import read_model
-from minidalle.train import Stopped, TrainingError, fit
+from minidalle.train import Stopped, TrainingError, fit, split_batch
 from minidalle.training.checkpoints import Checkpoints
 from minidalle.training.optim import Average, clip_gradients, learning_rate, make_optimizer
 from minidalle.training.team import Alone
@@ -234,6 +234,22 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path, capsys, v
     assert all(p.isfinite().all() for p in model.parameters())
     assert "update 4 skipped" in capsys.readouterr().err
     assert all(math.isfinite(row["loss"]) for row in _log(tmp_path))
+
+
+def test_a_loss_that_is_not_finite_is_enough_to_skip_an_update(tmp_path):
+    class Added(Line):  # the gradient is as ever
+        def loss(self, batch, step, generator=None):
+            loss, metrics = super().loss(batch, step, generator)
+            return loss + (math.inf if step == 3 else 0), metrics
+
+    assert fit(Added(), batches, tiny_config(20, accumulate=1), tmp_path)["skipped"] == 1
+
+
+def test_parts_of_a_batch_know_how_many_caption_tokens_there_are():
+    text = torch.tensor([[1, 2, -1], [3, 0, -1]])
+    parts = split_batch({"text": text, "tokens": torch.zeros(2, 4)}, 2, "cpu")
+    assert [part["text_count"].item() for part in parts] == [2, 2]
+    assert [part["text"].tolist() for part in parts] == [[[1, 2, -1]], [[3, 0, -1]]]
 
 
 class Impatient(Alone):

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from minidalle.config import PRESETS, Config, from_json
 from minidalle.files import CheckpointError, digest, load_tensors, read_metadata
@@ -105,3 +105,14 @@ def made_alike(folder: Path, config: Config, sections: tuple[str, ...]) -> bool:
             f"{'; '.join(changed)}. Train into another folder with --run, or again with --fresh"
         )
     return True
+
+
+def put_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    """Put the weights of a finished stage into its model. Raises CheckpointError, naming it."""
+    if bad := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise CheckpointError(f"{folder}: {bad[0]} is not finite; train the stage again")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()[:200]
+        raise CheckpointError(f"{folder}: weights unlike config.json: {reason}") from None

@@ -77,7 +77,6 @@ sample(dalle, [1], 1, …) : top_p=0; top_p=1.1; top_p=nan; guidance=nan; guidan
 sample(dalle, [1], 1, prompt=…) : image[0].float(); torch.zeros(100).long(); image[0][:4] + 10**6
 sample(dalle, [1], 1, prompt=…) : image[0][:4] - 10**6; torch.zeros(2, 2, 2).long()
 sample(dalle, [1], 1, prompt=…) : -1 - image[:1, :4]
-complete_text(dalle, [1, 2], …) : 2, 1; 40, 1; 1, 0; 4, 1, temperature=-1
 pipeline.generate(…) : ''; '   '; None; 'red ' * 100; 'red', batch_size=0; 'red', candidates=-1
 pipeline.generate('red', …) : n=0; n=-1; n=4, candidates=2; temperature=-1; top_k=0; guidance=nan
 Pipeline(tokenizer, dvae, dalle).generate(…) : 'red', n=1, candidates=2

@@ -6,9 +6,11 @@ import torch
 
 from minidalle.data.shapes import (
     ATTRIBUTES,
+    BACKGROUNDS,
     COLOURS,
     HELD_OUT,
     SHAPES,
+    SIZES,
     describe,
     draw,
     polygon_distance,
@@ -90,6 +92,24 @@ def test_polygon_distance_of_a_square_is_known():
     points = np.array([[0, 0], [0.5, 0], [2, 0], [2, 2], [0, -3], [-1.5, 0.3]], float)
     want = [-1, -0.5, 1, np.sqrt(2), 2, 0.5]
     np.testing.assert_allclose(polygon_distance(points, square), want, atol=1e-12)
+
+
+def test_a_heart_has_its_tip_its_notch_and_two_lobes():
+    outline = np.array([[0, 14.5], [0, -7.5], [16, -6.5], [-16, -6.5]]) / 15.5
+    np.testing.assert_allclose(signed_distance("heart", outline), 0, atol=0.01)
+    inside = signed_distance("heart", np.array([[0.5, -0.7], [-0.5, -0.7], [0, 0.8], [0, -0.7]]))
+    assert (inside < 0).tolist() == [True, True, True, False]
+
+
+def test_sizes_vary_by_eight_per_cent_each_way():
+    scenes, radii = draw(1500), []
+    for image, a in zip(scenes.images.double(), scenes.attributes, strict=True):
+        if a["shape"] == "circle" and a["size"] == "large":
+            ink, ground = (torch.tensor(t).double()[:, None, None] for t in
+                           (COLOURS[a["colour"]], BACKGROUNDS[a["background"]]))  # fmt: skip
+            area = ((image - ground).abs().sum(0) / (ink - ground).abs().sum(0)).sum()
+            radii.append((area / np.pi).sqrt().item() / 0.97 / SIZES["large"])
+    assert 0.9 < min(radii) < 0.94 and 1.06 < max(radii) < 1.1, (min(radii), max(radii))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

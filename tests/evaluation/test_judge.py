@@ -8,7 +8,7 @@ import torch
 from helpers import matcher
 
 from minidalle.data import shapes
-from minidalle.evaluation.judge import Judge, roughen, train_judge, true_scenes
+from minidalle.evaluation.judge import Judge, blur3, roughen, train_judge, true_scenes
 from minidalle.evaluation.metrics import accuracy
 
 SHIPPED = Path(__file__).parents[2] / "data" / "checkpoints" / "toy" / "judge"
@@ -94,6 +94,16 @@ def test_rough_images_stay_images():
     error = (rough - x).square().mean((1, 2, 3)).sqrt()
     assert error.min() > 0.005 and error.max() < 0.15
     assert torch.equal(rough, roughen(x, torch.Generator().manual_seed(0)))
+
+
+def test_three_in_four_images_are_blurred_for_training(monkeypatch):
+    point = torch.zeros(1, 3, 5, 5)
+    point[:, :, 2, 2] = 16
+    window = torch.tensor([1.0, 2, 1])
+    assert torch.equal(blur3(point)[0, 0, 1:4, 1:4], torch.outer(window, window))
+    monkeypatch.setattr("minidalle.evaluation.judge.blur3", torch.zeros_like)  # blurred is black
+    rough = roughen(torch.ones(400, 3, 32, 32), torch.Generator().manual_seed(0))
+    assert 0.6 < (rough.mean((1, 2, 3)) < 0.9).float().mean() < 0.75
 
 
 def test_mistakes_are_named(judge, tmp_path):
