@@ -171,7 +171,7 @@ def dvae_loss__sum_over_batch(nll, kl, beta):
     return (nll.sum() + beta * kl.sum()) / nll[0].numel()
 
 
-def dvae_loss__per_picture(nll, kl, beta):
+def dvae_loss__per_image(nll, kl, beta):
     return (nll.sum() + beta * kl.sum()) / len(nll)
 
 
@@ -192,7 +192,7 @@ def dvae_loss__pixels_not_values(nll, kl, beta):
     return nll.mean() + beta * kl.sum() / (nll.numel() / 3)
 
 
-def dvae_loss__one_number_a_picture(nll, kl, beta):
+def dvae_loss__one_number_an_image(nll, kl, beta):
     return nll.mean((1, 2, 3)) + beta * kl.sum((1, 2)) / nll[0].numel()
 
 

@@ -121,8 +121,8 @@ def contrastive_loss__not_halved(image, text, temperature, target):
 
 def contrastive_loss__not_averaged(image, text, temperature, target):
     logits = image @ text.T / temperature
-    pictures = F.cross_entropy(logits, target, reduction="sum")
-    return (pictures + F.cross_entropy(logits.T, target, reduction="sum")) / 2
+    images = F.cross_entropy(logits, target, reduction="sum")
+    return (images + F.cross_entropy(logits.T, target, reduction="sum")) / 2
 
 
 def contrastive_loss__mean_of_all_entries(image, text, temperature, target):
@@ -197,7 +197,7 @@ def rerank__dot_product(vectors, caption, images, keep):
     return images[best], scores[best]
 
 
-def rerank__only_pictures_normalised(vectors, caption, images, keep):
+def rerank__only_images_normalised(vectors, caption, images, keep):
     scores = F.normalize(vectors, dim=-1) @ caption
     best = scores.argsort(descending=True)[:keep]
     return images[best], scores[best]
@@ -221,12 +221,12 @@ def rerank__scores_not_sorted(vectors, caption, images, keep):
     return images[best], scores[:keep]
 
 
-def rerank__pictures_not_sorted(vectors, caption, images, keep):
+def rerank__images_not_sorted(vectors, caption, images, keep):
     scores = F.cosine_similarity(vectors, caption[None], dim=-1)
     return images[:keep], scores.sort(descending=True).values[:keep]
 
 
-def rerank__numbers_of_the_pictures(vectors, caption, images, keep):
+def rerank__numbers_of_the_images(vectors, caption, images, keep):
     scores = F.cosine_similarity(vectors, caption[None], dim=-1)
     best = scores.argsort(descending=True)[:keep]
     return best, scores[best]

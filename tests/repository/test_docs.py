@@ -101,3 +101,11 @@ def test_the_wheel_holds_every_folder_of_the_package():
     folders = [path.parent for path in (ROOT / "minidalle").rglob("__init__.py")]
     names = [".".join(folder.relative_to(ROOT).parts) for folder in folders]
     assert project["tool"]["setuptools"]["packages"] == sorted([*names, "minidalle.shipped"])
+
+
+def test_the_table_of_versions_has_a_row_for_every_python_that_the_weekly_trial_tries():
+    page = (ROOT / "docs/works-with.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (3\.\d+)(?:\.\d+ \|.*\| 20\d\d-\d\d-\d\d| \|.* –) \|$", page, re.M)
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
+    tried = re.search(r"try_release\.py --write (.+)", workflow)[1]
+    assert rows == re.findall(r"python(3\.\d+)", tried)

@@ -34,7 +34,7 @@ def answer(notebook: dict, texts: dict[str, str]) -> dict:
 def test_the_reference_gets_every_point_and_the_blank_none(name):
     light = to_pytest.load(name, seed=7)
     points, said = light.grade(solved(name))
-    assert said == {} and sum(points.values()) == 16
+    assert said == {} and sum(points.values()) in (16, 20)
     points, _ = light.grade(to_pytest.release(solved(name)))
     assert sum(points.values()) == 0
 
@@ -47,8 +47,9 @@ def test_mistakes_cost_what_they_cost_elsewhere(name):
         for exercise, (mistake, mutant) in mutants.items()
     }
     want, _ = quick.grade(quick.read_cells(name), texts)
-    assert to_pytest.load(name).grade(answer(solved(name), texts))[0] == want
-    assert sum(want.values()) < 16
+    light = to_pytest.load(name)
+    assert light.grade(answer(solved(name), texts))[0] == want
+    assert 0 <= sum(want.values()) < sum(light.TESTS.values())
 
 
 def test_deleted_copied_and_edited_tests_are_put_right():
