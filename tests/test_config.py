@@ -24,6 +24,7 @@ def test_the_12b_preset_is_the_paper():
         3968,
     )
     assert (c.dalle.text_len, c.dalle.grid, c.dalle.kernel) == (256, 32, 11)
+    assert (c.dvae.n_hid, c.dvae.n_blocks, c.dvae.n_pools, c.dvae.n_init) == (256, 2, 3, 128)
     assert (c.tokenizer.vocab_size, c.tokenizer.dropout, c.dvae.vocab_size) == (16_384, 0.1, 8192)
     assert (c.dvae.beta, c.dvae.beta_steps, c.dvae.tau, c.dvae.tau_steps) == (
         6.6,
