@@ -2,7 +2,10 @@
 
 import ast
 import importlib.util
+import io
 import re
+import sys
+import tokenize
 from pathlib import Path
 
 import nbformat
@@ -13,17 +16,17 @@ FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 SPEC = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
 execute = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(execute)
-NAMES = (
-    "00_tour", "01_bpe", "02_dvae", "03_sparse_attention", "04_dalle", "05_clip", "06_generate",
-    "07_scaling", "08_real_pictures",
-)  # fmt: skip
+ALL = [path.stem for path in sorted(FOLDER.glob("*.ipynb"))]
+ONE_PAGE = "09_one_page"  # without the package, so not held against it
+NAMES = [name for name in ALL if name != ONE_PAGE]
 MAX_BYTES = 300_000
 MAX_LINES, MAX_COLUMNS = 25, 88  # of a code cell; ruff.toml there says the same
 MIN_CHECKS = 5
 MIN_ALT = 40  # characters
 END = ["exercises", "exercise-check", "solutions"]
 
-every = pytest.mark.parametrize("name", NAMES)
+every = pytest.mark.parametrize("name", ALL)
+each_lesson = pytest.mark.parametrize("name", NAMES)
 
 
 def read(name: str):
@@ -61,8 +64,9 @@ def checks(notebook) -> int:
     return found
 
 
-def test_the_folder_holds_the_nine_notebooks():
-    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == list(NAMES)
+def test_every_notebook_has_a_number_of_its_own():
+    numbers = [int(name[:2]) for name in ALL]
+    assert numbers[:8] == list(range(8)) and len(set(numbers)) == len(numbers)
 
 
 def test_executing_a_notebook_gives_it_the_addresses_of_the_one_place(tmp_path):
@@ -120,7 +124,7 @@ def test_it_opens_with_what_it_needs_gives_and_takes(name):
     assert title.startswith(f"# {name[:2]} · ")
     for word in ("**Needs**", "**Gives**", "**Run time**", f"{name}.ipynb"):
         assert word in title, word
-    assert [cell.id for cell in cells[:3]] == ["title", "setup", "map"]
+    assert [cell.id for cell in cells[:3]] == ["title", "setup", "map"] or name == ONE_PAGE
 
 
 def test_all_notebooks_are_set_up_by_the_same_lines():
@@ -129,7 +133,7 @@ def test_all_notebooks_are_set_up_by_the_same_lines():
     assert "torch" not in re.search(r"%pip install (.*)", setups.pop())[1], "Colab's own stays"
 
 
-@every
+@each_lesson
 def test_it_ends_with_three_exercises_and_their_solutions(name):
     """After them stand at most the common questions and the further reading."""
     cells = {cell.id: cell.source for cell in read(name).cells}
@@ -140,7 +144,7 @@ def test_it_ends_with_three_exercises_and_their_solutions(name):
     assert "<details>" in solutions and "</details>" in solutions
 
 
-@every
+@each_lesson
 def test_it_is_checked_against_the_package(name):
     assert checks(read(name)) >= MIN_CHECKS
 
@@ -149,7 +153,7 @@ def test_it_is_checked_against_the_package(name):
 def test_code_cells_can_be_taken_in_at_a_glance(name):
     for cell in code_cells(read(name)):
         lines = cell.source.splitlines()
-        most = MAX_LINES + 5 * (cell.id == "setup")  # imports may be long
+        most = MAX_LINES + 5 * (cell.id == "setup" or name == ONE_PAGE)  # imports may be long
         assert len(lines) <= most, f"{cell.id} has {len(lines)} lines"
         assert max(map(len, lines)) <= MAX_COLUMNS, cell.id
 
@@ -160,7 +164,7 @@ def test_links_to_files_lead_somewhere(name):
         assert "://" in link or (FOLDER / link).exists(), link
 
 
-@every
+@each_lesson
 @pytest.mark.slow
 def test_the_worked_solution_passes_the_exercise_check(name):
     notebook = read(name)
@@ -171,3 +175,34 @@ def test_the_worked_solution_passes_the_exercise_check(name):
     run = {"metadata": {"path": FOLDER}}
     NotebookClient(notebook, resources=run, timeout=300, kernel_name="python3").execute()
     assert "exercise 2 is right" in check.outputs[0].text
+
+
+def lines_of_code(source: str) -> int:
+    """Count lines that hold code: not blank ones, comments and docstrings."""
+    nothing = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    found: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in nothing | {tokenize.ENDMARKER}:
+            found |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            found -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(found)
+
+
+def test_lines_of_code_are_those_that_a_reader_counts():
+    assert (
+        lines_of_code('# no\n\ndef f():\n    """No,\n    nor this."""\n    return (1,\n 2)\n') == 3
+    )
+
+
+def test_the_one_page_is_whole_in_three_hundred_lines():
+    cells = code_cells(read(ONE_PAGE))
+    source = "\n\n".join(cell.source for cell in cells)
+    assert lines_of_code(source) <= 300
+    nodes = list(ast.walk(ast.parse(source)))
+    modules = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    modules |= {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
+    others = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names)
+    assert others == {"matplotlib", "numpy", "torch"}, "no import from the package"
+    assert "importlib" not in source and "sys.path" not in source
