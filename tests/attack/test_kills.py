@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from minidalle.files import load_tensors
+from minidalle.training.finished import product
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -175,6 +176,33 @@ SMALL = [
       for f in ("steps=6", "batch_size=4", "save_every=2", "eval_every=3", "warmup=0",
                 "log_every=1", "precision=float32")),
 ]  # fmt: skip
+
+
+STAGES = {
+    "tokenizer": "flush 1; rename 1; flush 3; rename 2",
+    "dvae": "update 1; rename 2; update 3; flush 3; log 4; update 6; rename 3; rename 2; rename 1",
+    "dalle": "rename 1; rename 2; update 1; log 3; flush 4; update 3; rename 3; rename 2; rename 1",
+    "clip": "update 2; rename 1; delete 2; log 4; update 2; flush 2; rename 2; rename 1",
+}
+
+
+@pytest.mark.slow
+def test_every_stage_killed_again_and_again_ends_like_one_that_was_not(server, tmp_path):
+    kills = 0
+    for verb, moments in STAGES.items():
+        for moment in moments.split("; "):
+            code = server.train(tmp_path / "killed", SMALL, verb, die=moment)
+            assert code in (0, -signal.SIGKILL), server.errors.read_text()
+            kills += code != 0
+        for folder, threads in (("killed", 1), ("whole", 1)):
+            code = server.train(tmp_path / folder, SMALL, verb, threads=threads)
+            assert code == 0, server.errors.read_text()
+        paths = [tmp_path / folder / verb / product(verb) for folder in ("killed", "whole")]
+        assert paths[0].read_bytes() == paths[1].read_bytes() or _tensors(paths[0]) == _tensors(
+            paths[1]
+        )
+    print(f"{kills} kills")
+    assert kills >= 20
 
 
 @pytest.mark.slow
