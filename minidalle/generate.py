@@ -50,8 +50,9 @@ def sample(
     check_options(n, temperature, top_k, top_p, guidance)
     cells, device = prior.grid**2, next(prior.parameters()).device
     text = _captions(text, n, prior.caption_len, prior.text_vocab).to(device)
-    prompt = _prompt(prompt, n, cells, prior.image_vocab).to(device)
+    prompt = _prompt(prompt, n, cells, prior.image_vocab)
     p = int((prompt != PAD).all(0).int().cumprod(0).sum())  # kept cells before any drawn one
+    prompt = prompt.to(device)
     captions, guided = len(text), guidance != 1
 
     # The random numbers come first, so that they do not depend on how the logits are computed.

@@ -83,7 +83,7 @@ def test_a_finished_stage_is_not_overwritten_by_another_configuration(run, capsy
         (["dvae", "--seed", "-1"], "--seed must not be negative"),
         (["dvae", "--device", "abacus"], "--device abacus cannot be used here"),
         (["dvae", "--model", "openai-dvae", "--weights", "x"], "no file x/encoder.pkl"),
-        (["dvae", "--model", "dalle"], "unknown model 'dalle'; choose from openai-clip"),
+        (["dvae", "--model", "dalle"], "unknown model 'dalle'; choose from dalle-mini"),
         (["generate", "a cat", "--model", "openai-dvae", "--weights", "x"], "has no prior"),
         (["generate", "a cat", "--run", "nowhere"], "no trained tokenizer in nowhere"),
         (["generate", "a cat", "--preset", "cifar"], "no trained run in runs/cifar"),
