@@ -84,9 +84,10 @@ def run(args: argparse.Namespace, source: str | Path) -> None:
             top_k=args.top_k, top_p=args.top_p, guidance=args.guidance, prompt=prompt,
             generator=generator, batch_size=batch, compile=args.compile, finished=show,
         )  # fmt: skip
-    shown = ", ".join(f"{s:.3f}" for s in scores.tolist())
-    path = show(images)
-    print(f"Wrote {path}: {len(images)} images from {source}, best first; CLIP scores {shown}.")
+    shown = "unranked, for there is no CLIP"
+    if not scores.isnan().any():
+        shown = "best first; CLIP scores " + ", ".join(f"{s:.3f}" for s in scores.tolist())
+    print(f"Wrote {show(images)}: {len(images)} images from {source}, {shown}.")
 
 
 def _prompt(args: argparse.Namespace, pipeline: Pipeline) -> torch.Tensor | None:

@@ -61,7 +61,14 @@ def test_generate_writes_a_picture_and_the_seed_decides_it(run, tmp_path, capsys
         assert main([*argv, "--seed", seed]) == 0
         sheets.append(out.read_bytes())
     assert sheets[0] == sheets[1] != sheets[2]
-    assert "CLIP scores" in capsys.readouterr().out
+    assert "best first; CLIP scores" in capsys.readouterr().out
+
+
+def test_images_that_no_clip_has_chosen_are_called_unranked(tmp_path, capsys):
+    argv = ["generate", "a red ring", "-n", "2", "--preset", "mini_toy"]
+    assert main([*argv, "--out", str(tmp_path / "x.png")]) == 0
+    out = capsys.readouterr().out
+    assert "unranked" in out and "nan" not in out
 
 
 def test_a_finished_stage_is_not_overwritten_by_another_configuration(run, capsys):
