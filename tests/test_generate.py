@@ -5,6 +5,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from helpers.tiny_prior import captions, seeded, shake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -33,20 +34,7 @@ def fixed():
 
 
 def make(config=SMALL, **changes) -> DALLE:
-    """A model whose weights are large enough that every path matters."""
-    model = DALLE(replace(config, **changes)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return model
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def captions(*ids):
-    return torch.tensor([[*row, *[PAD] * (5 - len(row))] for row in ids])
+    return shake(DALLE(replace(config, **changes))).eval()
 
 
 # ---------------------------------------------------------------- the cache

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tiny_prior import captions, seeded, shake
 
 from minidalle.config import MiniConfig, from_json, get_config, to_json
 from minidalle.generate import sample
 from minidalle.models import build, make
 from minidalle.priors.mini import Attention, GatedUnit, Mini
-from minidalle.tokenizer import PAD
 
 SMALL = MiniConfig(
     text_vocab=20, text_len=7, image_vocab=12, grid=4, n_layers=2, n_heads=2, head_dim=8,
@@ -25,20 +25,7 @@ def fixed():
 
 
 def make_small(**changes) -> Mini:
-    """A model whose weights are large enough that every path matters."""
-    model = Mini(replace(SMALL, **changes)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return model
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def captions(*ids):
-    return torch.tensor([[*row, *[PAD] * (5 - len(row))] for row in ids])
+    return shake(Mini(replace(SMALL, **changes))).eval()
 
 
 # ---------------------------------------------------------------- sizes and selection
