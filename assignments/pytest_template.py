@@ -82,7 +82,7 @@ def run(text: str, name: str, space: dict) -> str:
 
 
 @contextlib.contextmanager
-def at_most(seconds: int) -> Iterator[None]:
+def at_most(seconds: float) -> Iterator[None]:
     """Stop a cell that never ends, where the system has an alarm (Windows has none)."""
     if not hasattr(signal, "SIGALRM"):
         yield
@@ -92,11 +92,11 @@ def at_most(seconds: int) -> Iterator[None]:
         raise TimeoutError(f"stopped after {seconds} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 

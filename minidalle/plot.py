@@ -107,21 +107,27 @@ def sample_sheet(
 
     columns: (heading, images (N, 3, H, W)) each; notes[row][column] may be empty.
     """
-    n_rows, n_columns = len(captions), len(columns)
-    figure, axes = plt.subplots(
-        n_rows, n_columns + 1, dpi=DPI, squeeze=False, layout="constrained",
-        figsize=(2.6 + 1.05 * n_columns, 1.22 * n_rows + 0.6),
-        gridspec_kw={"width_ratios": [2.6] + [1] * n_columns},
-    )  # fmt: skip
+    # One axis measured in inches: an axis for each image would take seconds to lay out.
+    left, side, pitch, top = 2.6, 0.95, 1.22, 0.55
+    width, height = left + 1.05 * len(columns), top + pitch * len(captions)
+    figure = plt.figure(figsize=(width, height), dpi=DPI)
+    axis = figure.add_axes((0, 0, 1, 1))
+    for column, (heading, images) in enumerate(columns):
+        x = left + 1.05 * column
+        axis.text(x + side / 2, top - 0.05, heading, ha="center", va="bottom", fontsize=9)
+        for row in range(len(captions)):
+            y = top + pitch * row
+            at = (x, x + side, y + side, y)
+            axis.imshow(_pixels(images[row]), interpolation="nearest", extent=at)
+            axis.add_patch(plt.Rectangle((x, y), side, side, fill=False, linewidth=0.8))
+            note = notes[row][column]
+            axis.text(x + side / 2, y + side + 0.03, note, ha="center", va="top", fontsize=8)
     for row, caption in enumerate(captions):
-        axes[row, 0].text(1, 0.5, wrap(caption, 32, 5), ha="right", va="center", fontsize=9)
-        axes[row, 0].axis("off")
-        for column, (heading, images) in enumerate(columns):
-            axis = axes[row, column + 1]
-            _show(axis, _pixels(images[row]))
-            axis.set_xlabel(notes[row][column], fontsize=8, labelpad=2)
-            axis.set_title(heading if row == 0 else "", fontsize=9)
-    figure.suptitle(title, fontsize=11)
+        y = top + pitch * row + side / 2
+        axis.text(left - 0.1, y, wrap(caption, 32, 5), ha="right", va="center", fontsize=9)
+    axis.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
+    axis.axis("off")
+    figure.suptitle(title, fontsize=11, y=1 - 0.08 / height, va="top")
     return figure
 
 

@@ -69,9 +69,20 @@ def test_show_tokens_writes_every_id_into_its_cell():
 
 def test_sample_sheet_has_a_row_for_each_caption_and_a_note_under_each_image():
     images = torch.rand(2, 3, 4, 4)
-    figure = plot.sample_sheet(["one", "two"], [("true", images)], [["good"], ["bad"]], "title")
-    assert texts(figure.axes[0]) == ["one"] and texts(figure.axes[2]) == ["two"]
-    assert [figure.axes[i].get_xlabel() for i in (1, 3)] == ["good", "bad"]
+    columns, notes = [("true", images), ("best", images)], [["good", "fair"], ["bad", "poor"]]
+    figure = plot.sample_sheet(["one", "two"], columns, notes, "title")
+    (axis,) = figure.axes
+    where = {text.get_text(): text.get_position() for text in axis.texts}
+    shown = [image.get_extent() for image in axis.images]  # column by column
+    left, right, below, above = (torch.tensor(v).view(2, 2) for v in zip(*shown, strict=True))
+    for row, caption in enumerate(("one", "two")):
+        assert where[caption][0] < left.min() and above[0, row] < where[caption][1] < below[0, row]
+        for column, (heading, _) in enumerate(columns):
+            assert left[column, row] < where[heading][0] < right[column, row]
+            x, y = where[notes[row][column]]
+            assert left[column, row] < x < right[column, row]
+            assert below[column, row] < y < (above[column, 1] if row == 0 else 99)
+    assert where["true"][1] < above.min() and figure.get_suptitle() == "title"
 
 
 STAGES = ["bpe", "dvae", "dalle", "attention", "generate", "clip"]

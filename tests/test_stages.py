@@ -42,7 +42,9 @@ def batch_for(c, n: int = 2) -> dict:
         ("clip", "dense", 2),  # of images and of captions
     ],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+)
 def test_compiled_blocks_train_as_plain_ones(stage, attention, graphs, dtype, monkeypatch):
     compiled, own = [], torch.compile
 

@@ -151,13 +151,9 @@ def unkilled(server, tmp_path_factory):
     return _files(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "moment",
-    [
-        pytest.param(f"{name} {number}", marks=[pytest.mark.slow] * (i > 0))
-        for name, numbers in MOMENTS.items()
-        for i, number in enumerate(numbers)
-    ],
+    "moment", [f"{name} {number}" for name, numbers in MOMENTS.items() for number in numbers]
 )
 def test_a_run_killed_at_this_moment_goes_on(server, unkilled, tmp_path, moment):
     assert server.train(tmp_path, 60, die=moment) == -signal.SIGKILL, server.errors.read_text()
@@ -220,6 +216,7 @@ def test_ctrl_c_is_no_traceback_and_the_run_goes_on_afterwards(tmp_path):
     assert "run the same command again" in error
 
 
+@pytest.mark.slow
 def test_sigterm_saves_at_once_and_says_how_to_go_on(server, tmp_path):
     folder = tmp_path / "run"
 

@@ -86,10 +86,10 @@ def test_numbers_that_json_cannot_hold_are_refused(tmp_path):
 
 
 def shown(sheet) -> list[list]:
-    """The images of a sheet row by row, as arrays; captions have none."""
-    arrays = [axis.images[0].get_array() for axis in sheet.axes if axis.images]
-    columns = len(sheet.axes[0].get_gridspec().get_width_ratios()) - 1
-    return [arrays[i : i + columns] for i in range(0, len(arrays), columns)]
+    """The images of a sheet of two rows, row by row, as arrays."""
+    images = sorted(sheet.axes[0].images, key=lambda i: (i.get_extent()[3], i.get_extent()[0]))
+    arrays = [image.get_array() for image in images]
+    return [arrays[: len(arrays) // 2], arrays[len(arrays) // 2 :]]
 
 
 def same(a, b) -> bool:
@@ -103,13 +103,13 @@ def test_sheets_hold_the_right_images():
     one, two = shown(sheet)
     assert len(one) == len(two) == 7  # the sample, three by pixels, three by CLIP
     assert same(one[1], one[4]) and same(two[1], two[4]) and not same(one[1], two[1])
-    notes = [axis.get_xlabel() for axis in sheet.axes]
+    notes = [text.get_text() for text in sheet.axes[0].texts]
     assert "0.001" in notes and "1.000" in notes
 
     cases = Cases(x[:2], ["a <star>", "a ring"])
     drawn = Candidates(torch.stack([x[2:4], x[4:6]], 1), torch.tensor([[0.1, 0.2], [0.4, 0.3]]))
     sheet = sample_sheet(cases, x[6:8] / 255, drawn)
     one, two = shown(sheet)
-    assert sheet.axes[0].texts[0].get_text() == "a <star>"
+    assert "a <star>" in [text.get_text() for text in sheet.axes[0].texts]
     assert same(two[2], two[3])  # the second's first is its best
     assert [int(a[0, 0, 0]) for a in (*one, *two)] == [0, 120, 40, 80, 20, 140, 60, 60]

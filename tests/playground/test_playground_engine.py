@@ -85,7 +85,7 @@ def draw_cases(pipeline: Pipeline) -> tuple[list[dict], list[torch.Tensor]]:
     return cases, drawn
 
 
-@pytest.fixture(scope="module", params=["toy", "odd"])
+@pytest.fixture(scope="module", params=[pytest.param("toy", marks=pytest.mark.slow), "odd"])
 def both(request, tmp_path_factory) -> SimpleNamespace:
     """What the package says and what the engine says, of the same cases.
 

@@ -21,6 +21,14 @@ SPEC.loader.exec_module(quick)
 GRADED = [name for name in quick.ASSIGNMENTS if name != "a6_report"]
 every = pytest.mark.parametrize("name", quick.ASSIGNMENTS)
 graded = pytest.mark.parametrize("name", GRADED)
+# Those of the debugging lab train models; `make assignments` runs them at every change.
+executed = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "a8_debugging" else [])
+        for name in GRADED
+    ],
+)
 
 
 def point_cells(name):
@@ -160,7 +168,7 @@ def test_no_test_calls_another_exercise(name):
         assert called == {where.partition("-")[0]}, where
 
 
-@graded
+@executed
 def test_each_answer_alone_gets_its_own_points(name):
     cells = quick.read_cells(name)
     exercises = quick.exercises(cells)
@@ -169,14 +177,14 @@ def test_each_answer_alone_gets_its_own_points(name):
         assert {test for test, p in points.items() if p} == {f"{own}-visible", f"{own}-hidden"}
 
 
-@graded
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@executed
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2))])
 def test_the_reference_gets_every_point(name, seed):
     _, said = quick.grade(quick.read_cells(name), seed=seed)
     assert said == {}
 
 
-@graded
+@executed
 def test_the_blank_release_gets_nothing(name):
     cells = quick.read_cells(name)
     points, _ = quick.grade(cells, dict.fromkeys(quick.exercises(cells), quick.BLANK))

@@ -1,6 +1,7 @@
 """The rules of the house, read off the imports of every module, those inside functions too."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ MAY_IMPORT = {
 NEVER_ON_THE_STREET = {"scale", "published", "codebooks", "priors"}
 
 
+@cache
 def nodes(path: Path) -> list[ast.AST]:
     """All import statements of a file, wherever they stand."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -18,7 +18,13 @@ import quick  # noqa: E402
 import to_pytest  # noqa: E402
 
 sys.path.remove(str(FOLDER))
-graded = pytest.mark.parametrize("name", to_pytest.GRADED)
+graded = pytest.mark.parametrize(
+    "name",
+    [  # the debugging lab trains models; `make assignments` grades it in both ways
+        pytest.param(name, marks=[pytest.mark.slow] if name == "a8_debugging" else [])
+        for name in to_pytest.GRADED
+    ],
+)
 
 
 def solved(name: str) -> dict:
@@ -70,7 +76,7 @@ def test_deleted_copied_and_edited_tests_are_put_right():
 
 def test_an_answer_that_never_ends_leaves_or_cannot_be_read_costs_its_own_points():
     light = to_pytest.load("a5_clip")
-    light.LIMIT = 1
+    light.LIMIT = 0.2
     texts = {
         "normalise": "def normalise(x):\n    while True:\n        pass",
         "soft_targets": "import sys\nsys.exit()",
@@ -85,6 +91,7 @@ def test_a_notebook_of_another_assignment_is_refused():
         to_pytest.load("a5_clip").grade({"cells": [{"cell_type": "code", "metadata": {}}]})
 
 
+@pytest.mark.slow
 def test_a_class_of_its_own_numbers_shows_students_a_score_and_no_solution(tmp_path):
     folder = tmp_path / "class-7"
     new_class.make_class(folder, seed=7)

@@ -82,8 +82,16 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses(kernels):
     assert x.max() > 1 and kernels.waits == before + 1
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("method", ["dense", "gathered", "flex"])
+@pytest.mark.parametrize(
+    "method, checkpointing",
+    [
+        ("dense", True),
+        ("gathered", False),
+        ("flex", True),
+        *(pytest.param(*case, marks=pytest.mark.slow)
+          for case in (("dense", False), ("gathered", True), ("flex", False))),
+    ],
+)  # fmt: skip
 def test_a_run_on_a_gpu_is_the_run_on_a_cpu(method, checkpointing, kernels, tmp_path):
     c = replace(SMALL, attention=method, checkpointing=checkpointing)
     found, waits = {}, {}
@@ -138,6 +146,7 @@ def test_images_drawn_on_a_gpu_are_those_of_a_cpu_and_wait_for_nothing(options, 
     assert kernels.waits == 0
 
 
+@pytest.mark.slow
 def test_a_whole_run_its_images_and_its_evaluation_on_a_gpu(kernels, tmp_path):
     for verb in ("tokenizer", "dvae", "dalle", "clip"):
         command = [verb, "--run", str(tmp_path / "toy"), "--threads", "1", "--device", "cuda", *RUN]
