@@ -1,20 +1,24 @@
 """dVAE, VQ-VAE, VQGAN or palette? The same images through every codebook, and what comes back.
 
-Run: python benchmarks/codebooks.py [--steps 1000] [--seeds 1] [--only NAME] [section.field=…]
-     python benchmarks/codebooks.py --search [--steps 200]   search under CLIP, step by step
-     python benchmarks/codebooks.py --masks                  a token a pixel: dense against gathered
-Every kind has the toy preset's sizes and data and the same number of updates of the same batches,
-which are fewer than the preset's, so that a run takes a minute or two: the order of the kinds is
-of short runs. bits: of an image's tokens, before a prior packs them. frechet: in the judge's
-features, against the true test images. read right: share of reconstructions of which the judge
-reads every attribute as it was drawn.
+Run: OMP_NUM_THREADS=1 python benchmarks/codebooks.py --data toy [--seed 1] [--minutes 9]
+     trains and measures the kinds that results/codebooks.json lacks; every row is kept at once,
+     so that a run that was stopped goes on where it was. Without --data only the table is printed.
+For each data set every kind has the preset's sizes, the same batches and the same number of updates
+(STEPS, far fewer than the preset's: the order is one of short runs), and then a prior of its own
+tokens. All priors of a data set are trained with as many operations: where an image has more
+tokens, with fewer updates. CIFAR-10 gets no prior, and no reader where its judge is not shipped.
+frechet: in the judge's features, against the true test images. edges: mean difference between
+neighbouring pixels, of that in the true images. bits: of an image's tokens as they are, and as the
+prior packs them, given the caption. read right: the judge reads every attribute as it was asked.
 Source: the papers that minidalle/codebooks names; Ramesh et al. 2021 for the dVAE.
 """
 
 import argparse
+import json
 import math
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -25,170 +29,246 @@ from minidalle.config import Config, get_config
 from minidalle.dvae import codebook_use
 from minidalle.evaluation import metrics
 from minidalle.evaluation.judge import Judge
-from minidalle.generate import Pipeline
-from minidalle.models import build, load
-from minidalle.priors.guided import search
-from minidalle.stages import SHIPPED, train_stage
+from minidalle.evaluation.measure import Cases, load_cases
+from minidalle.files import load_tensors, save_tensors, write_text
+from minidalle.generate import sample
+from minidalle.models import load
+from minidalle.scale import arithmetic
+from minidalle.stages import SHIPPED, train_stage, train_tokenizer
 
-N_TEST = 512
+RESULTS = Path(__file__).resolve().parent / "results" / "codebooks.json"
+STRIPS = RESULTS.with_suffix(".safetensors")  # of the toy: the first images of each kind
+STEPS = {"toy": (2000, 400), "mnist": (1500, 300), "cifar": (2000, 0)}  # of codebook and prior
+N_CASES = {"toy": 256, "mnist": 128, "cifar": 512}  # test images of each kind of captions
+N_STRIP = 6
+BATCH = 128
 PALETTE16 = [
     "codebook=palette", "dvae.n_pools=1", "dvae.vocab_size=512", "dalle.grid=16",
-    "dalle.image_vocab=512",
+    "dalle.image_vocab=512", "dalle.kernel=5",
 ]  # fmt: skip
-VQGAN = ["codebook=vqgan", "dvae.spread_codes=true", "dvae.averages=true", "dvae.revive=0.05"]
+VQGAN = [  # half the width, so that it has about the others' number of weights
+    "codebook=vqgan", "dvae.spread_codes=true", "dvae.averages=true", "dvae.revive=0.05",
+    "train_dvae.lr=1e-3",
+]  # fmt: skip
 GAME = ["dvae.disc_weight=0.8", "dvae.disc_layers=2", "dvae.disc_width=32"]
-KINDS = {  # name: what it changes of the toy preset
+KINDS = {  # name: what it changes of the preset
     "dVAE": [],
     "dVAE, hard codes": ["dvae.hard=true"],
-    "VQ-VAE, averages": ["codebook=vqvae"],
     "VQ-VAE, gradient": ["codebook=vqvae", "dvae.averages=false", "train_dvae.lr=5e-4"],
-    "VQ-VAE, no revival": ["codebook=vqvae", "dvae.revive=0", "dvae.spread_codes=false"],
-    "VQGAN, no game": [*VQGAN, "train_dvae.lr=1e-3"],
-    "VQGAN": [*VQGAN, *GAME, "train_dvae.lr=1e-3"],
+    "VQ-VAE, averages": ["codebook=vqvae"],
+    "VQGAN, no game": VQGAN,
+    "VQGAN": [*VQGAN, *GAME],
     "palette 16 x 16": PALETTE16,
-    "palette 8 x 8": ["codebook=palette"],
     "down-sampled": ["codebook=palette"],
 }
 COLUMNS = {
-    "psnr": "{:.2f}", "ssim": "{:.3f}", "frechet": "{:.2f}", "codes_used": "{:.0f}",
-    "perplexity": "{:.0f}", "bits": "{:.0f}", "read right": "{:.1%}", "seconds": "{:.0f}",
+    "psnr": "{:.2f}", "ssim": "{:.3f}", "edges": "{:.0%}", "frechet": "{:.0f}",
+    "codes_used": "{:.0f}", "perplexity": "{:.0f}", "bits": "{:.0f}", "prior_bits": "{:.0f}",
+    "rebuilt": "{:.1%}", "samples": "{:.1%}", "seconds": "{:.0f}", "prior_seconds": "{:.0f}",
 }  # fmt: skip
 
 
-def shortened(name: str, steps: int, seed: int, overrides: list[str]) -> Config:
-    """The toy preset with a kind's changes, its schedules squeezed into `steps` updates."""
-    changes = [
-        *KINDS[name], f"seed={seed}", f"train_dvae.steps={steps}", f"train_dvae.eval_every={steps}",
-        f"train_dvae.save_every={steps}", f"data.n_train={min(20_000, 8 * steps)}",
+def setting(name: str, kind: str, seed: int, overrides: tuple[str, ...] = ()) -> Config:
+    """A preset with a kind's changes, its schedules squeezed into the updates of STEPS."""
+    preset, (steps, prior_steps) = get_config(name), STEPS[name]
+    words = list(KINDS[kind])
+    if "codebook=vqgan" in words:
+        words.append(f"dvae.n_hid={preset.dvae.n_hid // 2}")
+    if not any(word.startswith("codebook=") for word in words):  # the dVAE's own schedules
+        beta = max(1, preset.dvae.beta_steps * steps // preset.train_dvae.steps)
+        words += [f"dvae.tau_steps={steps}", f"dvae.beta_steps={beta}"]
+    if kind == "VQGAN":  # the game begins in the middle
+        words.append(f"dvae.disc_start={steps // 2}")
+    grid, batch = get_config(name, words).dalle, preset.train_dalle.batch_size
+    operations = (arithmetic.training_flops(c) for c in (preset.dalle, grid))
+    prior_steps = round(prior_steps * next(operations) / next(operations))
+    words += [
+        f"seed={seed}", f"data.n_train={max(steps * preset.train_dvae.batch_size, 2 * batch)}",
+        *(f"train_dvae.{field}={steps}" for field in ("steps", "eval_every", "save_every")),
     ]  # fmt: skip
-    if not any(word.startswith("codebook=") for word in KINDS[name]):  # the dVAE's own schedules
-        changes += [f"dvae.tau_steps={steps}", f"dvae.beta_steps={steps * 2000 // 4800}"]
-    if name == "VQGAN":  # the game begins in the middle
-        changes.append(f"dvae.disc_start={steps // 2}")
-    return get_config("toy", [*changes, *overrides])
+    if prior_steps:
+        fields = ("steps", "eval_every", "save_every")
+        words += [f"train_dalle.{field}={prior_steps}" for field in fields]
+    return get_config(name, [*words, *overrides])
+
+
+def cases_of(name: str) -> tuple[Cases, list[str]]:
+    """Test images of every kind of captions as one, and the pair that each shows."""
+    kinds = list(load_cases(get_config(name), N_CASES[name]).values())
+    lists = ([row for c in kinds for row in getattr(c, x)] for x in ("captions", "attributes"))
+    captions, attributes = lists
+    wanted = [row for c in kinds for row in c.wanted]
+    cases = Cases(torch.cat([c.images for c in kinds]), captions, wanted, attributes, kinds[0].mark)
+    return cases, cases.pairs()
+
+
+def find_judge(name: str) -> Judge | None:
+    """The shipped judge of a data set, if there is one."""
+    folder = SHIPPED / name / "judge"
+    return Judge.load(folder) if folder.is_dir() else None
+
+
+def decode(kind: str, model, tokens: Tensor) -> Tensor:
+    """Images of tokens; those of 'down-sampled' are the same colours, drawn smoothly."""
+    images = torch.cat([model.decode(part) for part in tokens.split(BATCH)])
+    if kind == "down-sampled":
+        small = F.avg_pool2d(images, model.side)
+        images = F.interpolate(small, images.shape[-2:], mode="bicubic").clamp(0, 1)
+    return images
+
+
+def edges(images: Tensor) -> float:
+    """Mean absolute difference between neighbouring pixels, across and down."""
+    across, down = images.diff(dim=3).abs().mean(), images.diff(dim=2).abs().mean()
+    return ((across + down) / 2).item()
+
+
+def shares(judge: Judge, images: Tensor, cases: Cases, asked: list, pairs: list[str]) -> list:
+    """How many images of each pair are read right: [right, all] for each, sorted by pair."""
+    marks = cases.mark(judge.read(images), asked)["exact"]
+    found = {pair: [0, 0] for pair in sorted(set(pairs))}
+    for pair, mark in zip(pairs, marks, strict=True):
+        found[pair][0] += mark
+        found[pair][1] += 1
+    return list(found.values())
 
 
 @torch.no_grad()
-def measure(name: str, model, images: Tensor, wanted: list[dict], judge: Judge) -> dict:
-    """What the columns show of a trained codebook, but for the seconds."""
-    tokens = model.tokens(images)
-    again = model.decode(tokens)
-    if name == "down-sampled":  # the same colours of 4 x 4 pixels, drawn smoothly
-        small = F.avg_pool2d(again, model.side)
-        again = F.interpolate(small, images.shape[-2:], mode="bicubic").clamp(0, 1)
-    features = (metrics.moments(judge.all_features(x)) for x in (images, again))
-    k = model.config.vocab_size
-    found = {"psnr": metrics.psnr(again, images), "ssim": metrics.ssim(again, images)}
-    found["frechet"] = metrics.frechet_distance(*features)
-    found |= codebook_use(tokens, k)
-    found["bits"] = tokens[0].numel() * math.log2(k)
-    found["read right"] = metrics.accuracy(judge.read(again), wanted)["exact"]["share"]
+def measure_codebook(name: str, kind: str, model, cases: Cases, pairs: list[str]) -> dict:
+    """What the table shows of a trained codebook, but for the seconds; "strip" are images."""
+    judge, true = find_judge(name), cases.images / 255
+    tokens = torch.cat([model.tokens(part) for part in true.split(BATCH)])
+    again = decode(kind, model, tokens)
+    found = {
+        "psnr": metrics.psnr(again, true), "ssim": metrics.ssim(again, true),
+        "edges": edges(again) / edges(true), **codebook_use(tokens, model.config.vocab_size),
+        "bits": tokens[0].numel() * math.log2(model.config.vocab_size), "strip": again[:N_STRIP],
+    }  # fmt: skip
+    if judge:
+        moments = (metrics.moments(judge.all_features(x)) for x in (true, again))
+        found["frechet"] = metrics.frechet_distance(*moments)
+        known = cases.attributes if cases.mark is metrics.right else cases.wanted
+        found["rebuilt"] = shares(judge, again, cases, known, pairs)
     return found
 
 
-def compare(names: list[str], steps: int, seeds: int, overrides: list[str]) -> None:
-    """Train and measure each kind; print a row each: the mean over seeds, ± half the range."""
-    judge = Judge.load(SHIPPED / "toy" / "judge")
-    test = data.load(get_config("toy"), "test")
-    images = torch.stack([test[i][0] for i in range(N_TEST)]).float() / 255
-    wanted = [test.attributes(i) for i in range(N_TEST)]
-    print(f"{steps} updates of 8 images, {seeds} seed(s), {N_TEST} test images, one thread")
-    print(" " * 20 + "".join(f"{column:>15}" for column in COLUMNS), flush=True)
-    for name in names:
-        results = []
-        for seed in range(seeds):
-            config = shortened(name, steps, seed, overrides)
-            with tempfile.TemporaryDirectory() as folder:
-                began = time.process_time()
-                train_stage(config, "dvae", folder)
-                seconds = time.process_time() - began
-                model = load(folder, "dvae")
-            results.append(measure(name, model, images, wanted, judge) | {"seconds": seconds})
-        print(f"{name:<20}" + "".join(cell(column, results) for column in COLUMNS), flush=True)
+@torch.no_grad()
+def measure_prior(name: str, kind: str, model, prior, tokenizer, cases: Cases, pairs) -> dict:
+    """Bits of a test image's tokens, and how many samples are read right; "drawn" are images."""
+    text = tokenizer.encode_batch(cases.captions, prior.caption_len)
+    generator, nats, drawn = torch.Generator().manual_seed(0), [], []
+    for images, some in zip(cases.images.split(BATCH), text.split(BATCH), strict=True):
+        nats.append(-prior.log_likelihood(some, model.tokens(images / 255).flatten(1))[1])
+        drawn.append(sample(prior, some, len(some), generator=generator))
+    images = decode(kind, model, torch.cat(drawn))
+    found = {"prior_bits": torch.cat(nats).mean().item() / math.log(2), "drawn": images[:N_STRIP]}
+    if judge := find_judge(name):
+        found["samples"] = shares(judge, images, cases, cases.wanted, pairs)
+    return found
 
 
-def cell(column: str, results: list[dict[str, float]]) -> str:
-    """The mean over seeds, and behind it half the range."""
-    values = [found[column] for found in results]
+def run_row(name: str, kind: str, seed: int, overrides: tuple[str, ...] = ()) -> dict:
+    """Train one kind with one seed, measure it, and return its row."""
+    config, (cases, pairs) = setting(name, kind, seed, overrides), cases_of(name)
+    row = {"data": name, "kind": kind, "seed": seed, "steps": config.train_dvae.steps}
+    with tempfile.TemporaryDirectory() as folder:
+        data.load(config, "train"), data.load(config, "test")  # drawn once, kept in memory
+        began = time.process_time()
+        train_stage(config, "dvae", folder)
+        row["seconds"] = time.process_time() - began
+        model = load(folder, "dvae")
+        row["weights"] = sum(p.numel() for n, p in model.named_parameters() if "advers" not in n)
+        row |= measure_codebook(name, kind, model, cases, pairs)
+        if STEPS[name][1]:
+            train_tokenizer(config, folder)  # the same for every kind
+            began = time.process_time()
+            train_stage(config, "dalle", folder)
+            row["prior_seconds"] = time.process_time() - began
+            row["prior_steps"] = config.train_dalle.steps
+            prior, tokenizer = load(folder, "dalle"), load(folder, "tokenizer")
+            row |= measure_prior(name, kind, model, prior, tokenizer, cases, pairs)
+    return row
+
+
+def keep(row: dict) -> None:
+    """Put a row into RESULTS in place of an older one, and the toy's first images into STRIPS."""
+    strips = {part: row.pop(part) for part in ("strip", "drawn") if part in row}
+    key = ("data", "kind", "seed")
+    rows = [r for r in read_rows() if any(r[k] != row[k] for k in key)]
+    rows.append({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
+    rows.sort(key=lambda r: (list(STEPS).index(r["data"]), list(KINDS).index(r["kind"]), r["seed"]))
+    write_text(RESULTS, "[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
+    if row["data"] == "toy" and row["seed"] == 0:
+        kept = load_tensors(STRIPS)[0] if STRIPS.exists() else {}
+        kept["true/strip"] = cases_of("toy")[0].images[:N_STRIP]
+        kept |= {f"{row['kind']}/{k}": (255 * x).round().byte() for k, x in strips.items()}
+        save_tensors(STRIPS, dict(sorted(kept.items())), {})
+
+
+def read_rows() -> list[dict]:
+    """The rows that were measured."""
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+
+
+def cell(column: str, rows: list[dict]) -> str:
+    """A number of one kind: its mean over seeds, and how sure it is.
+
+    Shares have the 95 % interval over the pairs of all seeds, other numbers half their range.
+    """
+    values = [row[column] for row in rows if column in row]
+    if not values:
+        return "–"
+    if isinstance(values[0], list):
+        parts = [(pair, part) for value in values for pair, part in enumerate(value)]
+        marks = [x for _, (right, n) in parts for x in [1] * right + [0] * (n - right)]
+        clusters = [pair for pair, (_, n) in parts for _ in range(n)]
+        found = metrics.estimate(marks, clusters)
+        return "{share:.1%} [{low:.0%}, {high:.0%}]".format(**found)
     text = COLUMNS[column].format(sum(values) / len(values))
     if len(values) > 1:
         text += " ± " + COLUMNS[column].format((max(values) - min(values)) / 2)
-    return f"{text:>15}"
+    return text
 
 
-def under_clip(steps: int) -> None:
-    """CLIP's score and the judge's verdict while the shipped toy is searched; then best of 16."""
-    pipeline, judge = Pipeline.load(SHIPPED / "toy"), Judge.load(SHIPPED / "toy" / "judge")
-    test = data.load(get_config("toy"), "test")
-    captions, wanted = ([f(i) for i in range(16)] for f in (test.caption, test.attributes))
-    found: dict[int, list] = {}
-    marks = sorted({1, steps // 8, steps // 4, steps // 2, steps})
-
-    def verdict(images: Tensor, i: int) -> tuple[float, float]:
-        right = metrics.accuracy(judge.read(images), [wanted[i]] * len(images))
-        score = pipeline.score([captions[i]], images).mean().item()
-        return score, sum(part["share"] for part in right.values()) / len(right)
-
-    began = time.process_time()
-    for i, caption in enumerate(captions):
-
-        def watch(step: int, tokens: Tensor, i: int = i) -> None:
-            if step in marks:
-                found.setdefault(step, []).append(verdict(pipeline.decode(tokens), i))
-
-        generator = torch.Generator().manual_seed(i)
-        search(pipeline.codebook, pipeline.reranker, caption, 1, steps, generator=generator,
-               watch=watch)  # fmt: skip
-    searched = time.process_time() - began
-    print(
-        "16 captions of the test set, one image each; right: mean share of attributes and 'exact'"
-    )
-    for step in marks:
-        score, right = (sum(x) / len(x) for x in zip(*found[step], strict=True))
-        print(f"search, {step:4} steps   CLIP {score:.3f}   right {right:.1%}", flush=True)
-    began, best = time.process_time(), []
-    for i, caption in enumerate(captions):
-        generator = torch.Generator().manual_seed(i)
-        best.append(verdict(pipeline.generate(caption, 1, 16, generator=generator)[0], i))
-    score, right = (sum(x) / len(x) for x in zip(*best, strict=True))
-    print(f"best of 16 samples   CLIP {score:.3f}   right {right:.1%}")
-    print(f"seconds an image: search {searched / 16:.1f}", end=", ")
-    print(f"best of 16 {(time.process_time() - began) / 16:.1f}")
+def table(name: str, rows: list[dict]) -> list[list[str]]:
+    """Cells of the table of one data set: a header, then a line for each kind that was run."""
+    lines = [["kind", *(c for c in COLUMNS if any(c in r for r in rows if r["data"] == name))]]
+    for kind in KINDS:
+        own = [r for r in rows if (r["data"], r["kind"]) == (name, kind)]
+        if own:
+            lines.append([f"{kind} ({len(own)})", *(cell(c, own) for c in lines[0][1:])])
+    return lines
 
 
-def masks() -> None:
-    """One update's loss and gradient of the toy's prior on a token a pixel, masks both ways."""
-    sizes = ["codebook=palette", "dvae.n_pools=0", "dvae.vocab_size=512", "dalle.image_vocab=512"]
-    for method in ("dense", "gathered"):
-        config = get_config("toy", [*sizes, "dalle.grid=32", f"dalle.attention={method}"])
-        prior, palette = build(config, "dalle"), build(config, "dvae")
-        tokens = palette.tokens(torch.rand(2, 3, 32, 32)).flatten(1)  # (2, 1024)
-        batch = {"tokens": tokens, "text": torch.ones(2, config.dalle.caption_len).long()}
-        seconds = []
-        for _ in range(4):
-            began = time.process_time()
-            prior.loss(batch, 0, torch.Generator().manual_seed(0))[0].backward()
-            seconds.append(time.process_time() - began)
-        states = config.dalle.text_len + config.dalle.grid**2
-        print(f"{states} states, {method:<9} {min(seconds):.2f} s a batch of 2 (best of 4)")
+def print_tables() -> None:
+    """Print every table; behind each kind stands its number of seeds."""
+    rows = read_rows()
+    for name in dict.fromkeys(r["data"] for r in rows):
+        lines, (steps, prior) = table(name, rows), STEPS[name]
+        print(f"\n{name}: {steps} updates of a codebook, {prior} of a prior with 64 tokens")
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            print("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, help="updates a run (1000), or of a search (200)")
-    parser.add_argument("--seeds", type=int, default=1, help="runs a kind (default 1)")
+    parser.add_argument("--data", choices=STEPS, help="measure on these images")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", choices=KINDS, metavar="NAME", help="this kind")
-    parser.add_argument("--search", action="store_true", help="search under CLIP instead")
-    parser.add_argument("--masks", action="store_true", help="time a token a pixel instead")
-    parser.add_argument("overrides", nargs="*", help="of the toy preset, like dvae.n_hid=16")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="then begin no more rows")
+    parser.add_argument("overrides", nargs="*", help="of the preset, like dvae.n_hid=16")
     a = parser.parse_args()
     torch.set_num_threads(1)
-    if a.search:
-        under_clip(a.steps or 200)
-    elif a.masks:
-        masks()
-    else:
-        compare(a.only or list(KINDS), a.steps or 1000, a.seeds, a.overrides)
+    began, longest = time.monotonic(), 0.0
+    done = {(r["data"], r["kind"], r["seed"]) for r in read_rows()}
+    for kind in a.only or KINDS if a.data else ():
+        start = time.monotonic()
+        if (a.data, kind, a.seed) in done or start - began + longest > 60 * a.minutes:
+            continue
+        keep(run_row(a.data, kind, a.seed, tuple(a.overrides)))
+        longest = max(longest, time.monotonic() - start)
+    print_tables()
 
 
 if __name__ == "__main__":
