@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ASSIGNMENTS = (
     "a1_tokens", "a2_dvae", "a3_attention", "a4_sampling", "a5_clip", "a6_report",
-    "a8_debugging",
+    "a7_vqvae", "a8_debugging",
 )  # fmt: skip
 Answer = Callable | str  # a function to use, or the text of the cell that defines it
 BLANK = "raise NotImplementedError"
