@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from minidalle.compiled import allow_kernels, fuse
+from minidalle.attention.compiled import allow_kernels, fuse
 from minidalle.config import Config, DALLEConfig, get_config
 from minidalle.dalle import DALLE
 from minidalle.generate import sample

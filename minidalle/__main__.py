@@ -1,4 +1,4 @@
-"""Where `python -m minidalle` and the command `minidalle` begin; the verbs are in cli.py."""
+"""Where `python -m minidalle` and the command `minidalle` begin; the verbs are in cli/."""
 
 import sys
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from minidalle import cache
 from minidalle.attention import attend
-from minidalle.compiled import Graph, compile_step
+from minidalle.attention.compiled import Graph, compile_step
 from minidalle.config import DALLEConfig
 from minidalle.tokenizer import PAD
 from minidalle.transformer import Transformer, init_weights

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from minidalle.attention.compiled import fuse
 from minidalle.clip import CLIP, ResidualAttentionBlock
 from minidalle.codebooks.palette import Palette
 from minidalle.codebooks.vqgan import VQGAN
 from minidalle.codebooks.vqvae import VQVAE
-from minidalle.compiled import fuse
 from minidalle.config import CHOICES, CLIPConfig, Config
 from minidalle.dalle import DALLE
 from minidalle.dvae import DiscreteVAE, Encoder

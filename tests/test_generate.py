@@ -13,9 +13,9 @@ from minidalle import cache as cache_module
 from minidalle import dalle as dalle_module
 from minidalle import generate as generate_module
 from minidalle.attention import layer_mask
+from minidalle.attention.compiled import Graph
 from minidalle.cache import LayerCache, layout
 from minidalle.clip import CLIP, pack_text
-from minidalle.compiled import Graph
 from minidalle.config import DALLEConfig, get_config, to_json
 from minidalle.dalle import DALLE
 from minidalle.dvae import DiscreteVAE

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from minidalle.attention.compiled import allow_kernels
 from minidalle.attention.masks import may_see
-from minidalle.compiled import allow_kernels
 
 
 @torch.compiler.disable  # else a compiled block would make its mask anew at every call

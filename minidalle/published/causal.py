@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minidalle.attention import dense, may_see
+from minidalle.attention.compiled import Graph
 from minidalle.cache import LayerCache, Layout, layout
-from minidalle.compiled import Graph
 from minidalle.tokenizer import PAD
 
 REACH = 5  # rows and columns that a convolution of 11 x 11 reaches to each side

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from minidalle.compiled import allow_kernels
+from minidalle.attention.compiled import allow_kernels
 from minidalle.config import TrainConfig
 from minidalle.training.optim import AdamW, Average, parameter_groups
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minidalle import data, image_prompts, plot, published
+from minidalle import data, plot, published
+from minidalle.data import image_prompts
 from minidalle.generate import Pipeline
 from minidalle.priors import guided
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from minidalle import cli_generate, data, plot, stages
+from minidalle import data, plot, stages
+from minidalle.cli import generate
 from minidalle.config import PRESETS, STAGES, Config, get_config
 from minidalle.evaluation import demo
 from minidalle.evaluation.metrics import nearest_psnr
@@ -103,8 +104,8 @@ def _add_scale(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_special(verbs: dict[str, argparse.ArgumentParser]) -> None:
-    cli_generate.add_model(verbs["dvae"])
-    cli_generate.add_options(verbs["generate"])
+    generate.add_model(verbs["dvae"])
+    generate.add_options(verbs["generate"])
     evaluate = verbs["evaluate"]
     evaluate.add_argument("--vote", nargs=2, metavar=("RUN_A", "RUN_B"), help="a blind vote page")
     evaluate.add_argument("--count", nargs="+", metavar="FILE", help="vote_key.json and the CSVs")
@@ -233,7 +234,7 @@ def run_model(args: argparse.Namespace) -> None:
     """Train the dVAE, the transformer or CLIP; under torchrun over several processes."""
     stage = args.verb
     if getattr(args, "model", None):
-        return cli_generate.take_codebook(args, _run_folder(args) / "dvae")
+        return generate.take_codebook(args, _run_folder(args) / "dvae")
     config, run = _config(args), _run_folder(args)
     options = (args.update_in_backward, args.bfloat16_weights, args.float16, args.fixed_q)
     needs_scale = any(options) or args.compress
@@ -281,7 +282,7 @@ def _next_command(stage: str, args: argparse.Namespace, config: Config) -> str:
 
 def run_generate(args: argparse.Namespace) -> None:
     """Draw candidates, keep the best, write a sheet."""
-    cli_generate.run(args, args.model or _find_run(args))
+    generate.run(args, args.model or _find_run(args))
 
 
 def _find_run(args: argparse.Namespace) -> Path:

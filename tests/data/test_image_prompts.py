@@ -7,10 +7,10 @@ import torch
 from helpers.tiny_prior import TINY
 from PIL import Image
 
-from minidalle import image_prompts
 from minidalle.cli import main
 from minidalle.config import DVAEConfig, MiniConfig
 from minidalle.dalle import DALLE
+from minidalle.data import image_prompts
 from minidalle.dvae import DiscreteVAE
 from minidalle.generate import sample
 from minidalle.priors.mini import Mini
