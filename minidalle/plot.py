@@ -133,18 +133,18 @@ def sample_sheet(
 
 @literal
 def show_captioned(images: Tensor, captions: Sequence[str], columns: int = 6) -> Figure:
-    """Show images (N, 3, H, W), each above its caption."""
+    """Show images (N, 3, H, W), each below its caption."""
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(1.9 * columns, 1.95 * rows), dpi=DPI, squeeze=False
+        rows, columns, figsize=(1.9 * columns, 2.1 * rows), dpi=DPI, squeeze=False
     )
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):
         _show(axis, _pixels(image))
-        axis.set_xlabel(wrap(caption, 26, 3), fontsize=8, labelpad=4)
-    figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.09, hspace=0.45, wspace=0.08)
+        axis.set_title(wrap(caption, 22, 3), fontsize=9, pad=4)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.25 / rows, hspace=0.36, wspace=0.08)
     return figure
 
 
@@ -237,7 +237,7 @@ def show_tokens(image: Tensor, tokens: Tensor) -> Figure:
     for row in range(h):
         for column in range(w):
             at = (column + 0.5, row + 0.5)
-            axes[1].text(*at, int(tokens[row, column]), ha="center", va="center", fontsize=8)
+            axes[1].text(*at, int(tokens[row, column]), ha="center", va="center", fontsize=9)
     for axis in axes:
         axis.set(xticks=range(w + 1), yticks=range(h + 1), xticklabels=[], yticklabels=[])
         axis.grid(color="#999999", linewidth=0.6)

@@ -14,9 +14,14 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from minidalle import dvae, tokenizer
+from minidalle import cache as cached
+from minidalle import clip, config, dalle, dvae, generate, tokenizer, train, transformer
+from minidalle.attention import masks
+from minidalle.attention.dense import dense
+from minidalle.training import optim
 
-FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "notebooks"
 # The package's object: (notebook, its twin, cell of the proof)
 TWINS = {
     tokenizer.BPETokenizer: ("01_bpe", "Tokenizer", "bond"),
@@ -34,8 +39,36 @@ TWINS = {
     dvae.Decoder: ("02_dvae", "Decoder", "bond"),
     dvae.DiscreteVAE: ("02_dvae", "DiscreteVAE", "bond"),
     dvae.DiscreteVAE.loss: ("02_dvae", "dvae_loss", "bond"),
+    config.half_cosine: ("02_dvae", "half_cosine", "schedule"),
+    masks.row_mask: ("03_sparse_attention", "row", "masks"),
+    masks.column_mask: ("03_sparse_attention", "column", "column"),
+    masks.conv_mask: ("03_sparse_attention", "conv", "conv"),
+    dense: ("03_sparse_attention", "look", "bond"),
+    transformer.layer_kinds: ("03_sparse_attention", "schedule", "schedule"),
+    transformer.LayerNorm: ("03_sparse_attention", "LayerNorm", "bond"),
+    transformer.Attention: ("03_sparse_attention", "Attention", "bond"),
+    transformer.MLP: ("03_sparse_attention", "MLP", "bond"),
+    transformer.Block: ("03_sparse_attention", "Block", "bond"),
+    transformer.Transformer: ("03_sparse_attention", "Transformer", "bond"),
+    dalle.DALLE: ("04_dalle", "TinyDALLE", "bond"),
+    optim.AdamW: ("04_dalle", "AdamW", "adam-check"),
+    optim.learning_rate: ("04_dalle", "rate", "rate"),
+    train.fit: ("04_dalle", "train", "loop-check"),
+    clip.QuickGELU: ("05_clip", "QuickGELU", "bond"),
+    clip.Attention: ("05_clip", "Attention", "bond"),
+    clip.ResidualAttentionBlock: ("05_clip", "ResidualAttentionBlock", "bond"),
+    clip.Transformer: ("05_clip", "Transformer", "bond"),
+    clip.VisionTransformer: ("05_clip", "VisionTransformer", "bond"),
+    clip.CLIP: ("05_clip", "CLIP", "bond"),
+    cached.LayerCache: ("06_generate", "LayerCache", "bond"),
+    generate.draw: ("06_generate", "draw", "bond"),
+    generate.restrict: ("06_generate", "restrict", "bond"),
+    generate.sample: ("06_generate", "sample", "bond"),
 }
+# Modules of the street in which nothing is computed that a lesson could compute again.
+WITHOUT_TWIN = {"models", "stages"}  # which class builds which part; the order of a run
 # Notebooks whose twin takes over what was learned: the line that does it.
+EQUAL = ("torch.equal", "math.isclose")
 LESSONS = [path.stem for path in sorted(FOLDER.glob("0[1-6]_*.ipynb"))]
 TAKES_OVER = {
     "01_bpe": r"^mine = Tokenizer\(shipped\.merges\)$",
@@ -100,18 +133,26 @@ def from_package(name: str) -> set[str]:
 
 
 def equalities(tree: ast.AST) -> list[tuple[ast.AST, ast.AST]]:
-    """Both sides of every asserted equality: ==, torch.equal, assert_close."""
+    """Both sides of every asserted equality: ==, torch.equal, math.isclose, assert_close."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Assert):
             for part in ast.walk(node.test):
                 if isinstance(part, ast.Compare) and isinstance(part.ops[0], ast.Eq):
                     found.append((part.left, part.comparators[0]))
-                elif isinstance(part, ast.Call) and ast.unparse(part.func) == "torch.equal":
+                elif isinstance(part, ast.Call) and ast.unparse(part.func) in EQUAL:
                     found.append((part.args[0], part.args[1]))
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.testing.assert_close":
             found.append((node.args[0], node.args[1]))
     return found
+
+
+def test_every_module_of_the_street_has_its_twin_in_a_lesson():
+    """The street is what stands on README's map."""
+    map_ = (ROOT / "README.md").read_text(encoding="utf-8")
+    street = set(re.findall(r"^\| \[(\w+)\]\(minidalle/", map_, re.MULTILINE))
+    assert len(street) == 12
+    assert street - {ours.__module__.split(".")[1] for ours in TWINS} == WITHOUT_TWIN
 
 
 @every
