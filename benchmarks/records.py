@@ -21,7 +21,7 @@ from minidalle import data, stages
 from minidalle.config import Config, get_config
 from minidalle.evaluation.candidates import draw_candidates, reconstruct
 from minidalle.evaluation.judge import Judge
-from minidalle.evaluation.measure import toy_cases
+from minidalle.evaluation.measure import load_cases
 from minidalle.evaluation.metrics import accuracy
 from minidalle.generate import Pipeline, sample
 
@@ -51,7 +51,7 @@ def train(config: Config, run: Path, clip: bool) -> dict[str, float]:
 def measure(run: Path, seed: int, candidates: int) -> dict[str, dict[str, float]]:
     """Return the shares in percent of each kind: 'rebuilt', 'one', with candidates 'best of …'."""
     pipeline, judge, found = Pipeline.load(run), Judge.load(JUDGE), {}
-    for kind, cases in toy_cases(N, seed).items():
+    for kind, cases in load_cases(get_config("toy", [f"seed={seed}"]), N).items():
         rebuilt, _ = reconstruct(pipeline, cases.images)
         text = pipeline.tokenizer.encode_batch(cases.captions, pipeline.prior.caption_len)
         generator = torch.Generator().manual_seed(seed)

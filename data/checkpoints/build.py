@@ -84,7 +84,7 @@ def draw_sheet(config: Config, run: Path) -> Path:
     """Draw samples of some captions, each with the training image nearest to it by pixels."""
     pipeline, captions = Pipeline.load(run), SHEETS[config.preset]
     training = data.load(config, "train").images
-    drawn = draw_candidates(pipeline, captions, N_STYLES, config.seed, progress=False)
+    drawn = draw_candidates(pipeline, captions, N_STYLES, config.seed)
     columns, notes = [], [[] for _ in captions]
     for i in range(N_STYLES):
         samples = drawn.images[:, i] / 255

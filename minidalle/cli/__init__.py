@@ -309,7 +309,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if args.vote:
         path = run.vote_between(args.vote, out, args.n, args.seed or 0, args.device)
         return print(f"Wrote {path}: open it, vote, export the CSV, then evaluate --count.")
-    options = dict(own=args.data or "", protocol=args.protocol or "", device=args.device)
+    options = dict(own=args.data or "", paper=args.protocol == "paper", device=args.device)
     options["overlap"] = args.overlap
     options |= dict(n=args.n, candidates=args.candidates, seeds=args.seeds, seed=args.seed or 0)
     print(run.evaluate_run(_find_run(args), out, **options))

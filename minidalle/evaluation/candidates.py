@@ -39,7 +39,6 @@ def draw_candidates(
     seed: int = 0,
     temperature: float = 1.0,
     batch_size: int = 128,
-    progress: bool = True,
 ) -> Candidates:
     """Draw `candidates` images for every caption and score them; scores are NaN without a clip.
 
@@ -50,7 +49,7 @@ def draw_candidates(
     rows = text.repeat_interleave(candidates, 0)  # (C * P, L)
     generator = torch.Generator().manual_seed(seed)
     images = []
-    with tqdm(total=len(rows), desc="candidates", disable=None if progress else True) as bar:
+    with tqdm(total=len(rows), desc="candidates", disable=None) as bar:
         for part in rows.split(batch_size):
             tokens = sample(pipeline.prior, part, len(part), temperature, generator=generator)
             drawn = pipeline.codebook.decode(tokens).float()  # (batch, 3, S, S)

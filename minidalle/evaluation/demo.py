@@ -14,7 +14,7 @@ from minidalle.config import Config
 from minidalle.data import shapes
 from minidalle.evaluation.candidates import draw_candidates, reconstruct
 from minidalle.evaluation.judge import Judge
-from minidalle.evaluation.measure import evaluate
+from minidalle.evaluation.measure import draw_all, evaluate, load_cases
 from minidalle.evaluation.metrics import right
 from minidalle.evaluation.report import as_text, tables
 from minidalle.files import write_text
@@ -57,8 +57,9 @@ def run(
     trained = time.monotonic() - began
     pipeline, judge = Pipeline.load(folder, device=device), Judge.load(judge_folder)
     path = plot.save(sheet(pipeline, judge, config.seed), folder / "demo.png")
-    options = dict(n=n, candidates=CANDIDATES, seeds=seeds, seed=config.seed)
-    numbers = evaluate(pipeline, judge, **options)
+    cases = load_cases(config, n * seeds)
+    drawn = draw_all(pipeline, cases, CANDIDATES, seeds, config.seed)
+    numbers = evaluate(pipeline, judge, cases, drawn, seeds, config.seed)
     write_text(folder / "demo.json", json.dumps(numbers, indent=1))
     print(as_text(tables(numbers, 8)))
     print(f"Training took {trained:.0f} s. The samples are in {path}: open it.")
@@ -70,7 +71,7 @@ def sheet(pipeline: Pipeline, judge: Judge, seed: int = 0):
     full = [{"position": "middle"} | a for a in stated]  # a true image needs a position
     true = shapes.render(full)
     rebuilt, _ = reconstruct(pipeline, true)
-    drawn = draw_candidates(pipeline, CAPTIONS, CANDIDATES, seed, progress=False)
+    drawn = draw_candidates(pipeline, CAPTIONS, CANDIDATES, seed)
     ranked = drawn.scores.argsort(1, descending=True)  # (captions, candidates), best first
     # The others are spread over the ranks, the last one included: nobody hides the failures.
     ranks = [0, *torch.linspace(1, CANDIDATES - 1, N_OTHERS).round().int().tolist()]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minidalle import data
-from minidalle.config import Config, get_config, replace
+from minidalle.config import Config, replace
 from minidalle.data import scenes, shapes
 from minidalle.dvae import codebook_use
 from minidalle.evaluation import metrics
@@ -90,11 +90,6 @@ def load_cases(config: Config, n: int) -> dict[str, Cases]:
     return cases
 
 
-def toy_cases(n: int, seed: int = 0) -> dict[str, Cases]:
-    """Draw n unseen toy scenes of pairs seen in training, and n of held-out pairs."""
-    return load_cases(get_config("toy", [f"seed={seed}"]), n)
-
-
 def cases_of(dataset, n: int) -> Cases:
     """Take the first n pairs of a data set; its attributes, where it has them, are all stated."""
     n = min(n, len(dataset))
@@ -105,21 +100,16 @@ def cases_of(dataset, n: int) -> Cases:
 
 
 def draw_all(
-    pipeline: Pipeline,
-    cases: Mapping[str, Cases],
-    candidates: int,
-    seeds: int = 1,
-    seed: int = 0,
-    **options,
+    pipeline: Pipeline, cases: Mapping[str, Cases], candidates: int, seeds: int = 1, seed: int = 0
 ) -> dict[str, Candidates]:
-    """Draw candidates for every kind of captions, options as `draw_candidates`.
+    """Draw candidates for every kind of captions.
 
     The captions are dealt out to `seeds` random generators, seed, seed + 1 and so on.
     """
     drawn = {}
     for kind, some in cases.items():
         parts = [
-            draw_candidates(pipeline, captions, candidates, seed + i, **options)
+            draw_candidates(pipeline, captions, candidates, seed + i)
             for i, captions in enumerate(deal(some.captions, seeds))
         ]
         images, scores = torch.cat([p.images for p in parts]), torch.cat([p.scores for p in parts])
@@ -136,31 +126,18 @@ def deal(rows: Sequence, parts: int) -> list[Sequence]:
 def evaluate(
     pipeline: Pipeline,
     judge: Judge | None,
-    cases: Mapping[str, Cases] | None = None,
-    drawn: Mapping[str, Candidates] | None = None,
-    n: int = 128,
-    candidates: int = 16,
+    cases: Mapping[str, Cases],
+    drawn: Mapping[str, Candidates],
     seeds: int = 1,
     seed: int = 0,
     training: Tensor | None = None,
-    progress: bool = True,
 ) -> dict:
-    """Measure a run on kinds of captions: by default toy scenes of seen and of held-out pairs.
+    """Measure a run on kinds of captions, given what `draw_all` drew for them from these seeds.
 
-    n: captions of each kind for each of `seeds` random seeds. drawn: candidates that are there
-    already, by `draw_all`; then `candidates` is theirs. training: images (M, 3, S, S) uint8.
+    training: images (M, 3, S, S) uint8, to compare true images with others.
     Returns nested dicts of numbers, ready for JSON: under "kinds" what `measure` returns for each
     kind of `cases`, and under "settings" how it was done. Shares carry 95% intervals.
-    Raises ValueError for fewer than two captions, or when candidates or seeds < 1.
     """
-    if candidates < 1 or seeds < 1 or n < 2:
-        raise ValueError(
-            f"at least 1 candidate of 2 captions for 1 seed is needed, got {candidates=} {n=} "
-            f"{seeds=}"
-        )
-    cases = toy_cases(n * seeds, seed) if cases is None else cases
-    if drawn is None:
-        drawn = draw_all(pipeline, cases, candidates, seeds, seed, progress=progress)
     candidates = next(iter(drawn.values())).scores.shape[1]
     kinds = {
         kind: measure(pipeline, judge, some, drawn[kind], seeds, training)

@@ -15,7 +15,7 @@ from minidalle import plot
 from minidalle.evaluation import metrics
 from minidalle.evaluation.candidates import Candidates, clip_features, reconstruct
 from minidalle.evaluation.judge import Judge
-from minidalle.evaluation.measure import Cases, draw_all, evaluate, toy_cases
+from minidalle.evaluation.measure import Cases
 from minidalle.files import write_text
 from minidalle.generate import Pipeline
 from minidalle.plot import Figure
@@ -47,41 +47,26 @@ TITLES = {
 }
 
 
-def report_run(
-    pipeline: Pipeline,
-    judge: Judge | None,
-    folder: str | Path,
+def sheets(
+    pipeline: Pipeline, judge: Judge | None, name: str, cases: Cases, drawn: Candidates,
     training: Tensor,
-    cases: Mapping[str, Cases] | None = None,
-    n: int = 128,
-    candidates: int = 16,
-    seeds: int = 1,
-    seed: int = 0,
-) -> dict:
-    """Measure a run, show its samples, and look for copies among training (M, 3, S, S) uint8.
+) -> dict[str, Figure]:  # fmt: skip
+    """Show the samples of one kind of captions, and the images of `training` nearest to them.
 
-    Writes folder/report.html and folder/report.json. Returns the numbers; arguments and errors
-    as `measure.evaluate`.
+    training (M, 3, S, S) uint8. Returns figures by their headings.
     """
-    cases = toy_cases(n * seeds, seed) if cases is None else cases
-    drawn = draw_all(pipeline, cases, candidates, seeds, seed)
-    options = dict(seeds=seeds, seed=seed, training=training)
-    numbers = evaluate(pipeline, judge, cases, drawn, **options)
-    sheets = {}
-    for kind, some in cases.items():
-        title, samples = TITLES.get(kind, kind), drawn[kind].first()[:N_SHOWN]
-        rebuilt, _ = reconstruct(pipeline, some.images[:N_SHOWN])
-        sheets[f"{title}: samples"] = sample_sheet(some, rebuilt, drawn[kind])
-        features = {}
-        if pipeline.reranker is not None:
-            features["CLIP"] = [clip_features(pipeline, x) for x in (samples, training)]
-        if judge is not None:
-            features["the judge"] = [judge.all_features(x) for x in (samples, training)]
-        sheets[f"{title}: nearest training images"] = nearest_sheet(
-            some.captions[:N_SHOWN], samples, training, features
-        )
-    write_report(folder, f"Report of {Path(folder).name}", numbers, sheets)
-    return numbers
+    title, samples = TITLES.get(name, name), drawn.first()[:N_SHOWN]
+    rebuilt, _ = reconstruct(pipeline, cases.images[:N_SHOWN])
+    features = {}
+    if pipeline.reranker is not None:
+        features["CLIP"] = [clip_features(pipeline, x) for x in (samples, training)]
+    if judge is not None:
+        features["the judge"] = [judge.all_features(x) for x in (samples, training)]
+    captions = cases.captions[:N_SHOWN]
+    return {
+        f"{title}: samples": sample_sheet(cases, rebuilt, drawn),
+        f"{title}: nearest training images": nearest_sheet(captions, samples, training, features),
+    }
 
 
 def write_report(

@@ -6,9 +6,9 @@ from minidalle import data
 from minidalle.config import Config, Typed, replace
 from minidalle.data.streams import Stream
 from minidalle.evaluation.judge import find_judge
-from minidalle.evaluation.measure import Cases, cases_of, draw_all, load_cases
+from minidalle.evaluation.measure import Cases, cases_of, draw_all, evaluate, load_cases
 from minidalle.evaluation.protocol import OVERLAP, paper_protocol, protocol_tables, write_protocol
-from minidalle.evaluation.report import as_text, report_run, tables
+from minidalle.evaluation.report import as_text, sheets, tables, write_report
 from minidalle.evaluation.vote import draw_vote
 from minidalle.generate import Pipeline
 from minidalle.models import read_model
@@ -26,40 +26,41 @@ def evaluate_run(
     seed: int = 0,
     device: str = "cpu",
     own: str = "",
-    protocol: str = "",
+    paper: bool = False,
     overlap: float = OVERLAP,
 ) -> str:
     """Measure the run in a folder and write report.html and report.json into `out`.
 
     n: captions of each kind for each of `seeds` random seeds. own: a folder of captioned images in
-    place of the run's own data. protocol: 'paper' measures section 3 of the paper instead, into
-    protocol.html and protocol.json, with `overlap` as there. Returns what to print.
-    Raises ValueError for another protocol.
+    place of the run's own data. paper: measure section 3 of the paper instead, into protocol.html
+    and protocol.json, with `overlap` as there. Returns what to print.
+    Raises ValueError for fewer than two captions, one candidate or one seed.
     """
-    if protocol not in ("", "paper"):
-        raise ValueError(f"unknown protocol {protocol!r}; choose from paper")
-    for name, value in (("n", n), ("candidates", candidates), ("seeds", seeds)):
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
+    if n < 2 or candidates < 1 or seeds < 1:
+        raise ValueError(f"too little to measure: {n=} (at least 2), {candidates=}, {seeds=}")
     pipeline, (_, config) = Pipeline.load(run, device=device), read_model(Path(run) / "dalle")
     if own:
         config = replace(config, data=replace(config.data, name="folder", folder=Typed(own)))
     cases = load_cases(replace(config, seed=seed), n * seeds)
     training = training_images(config)
     judge = find_judge(config, run if own == "" else out)
-    if not protocol:
-        numbers = report_run(
-            pipeline, judge, out, training.images, cases, n, candidates, seeds, seed
-        )
-        shown = as_text(tables(numbers, N_PAIRS))
-        return f"{shown}\nWrote {Path(out) / 'report.html'} and report.json about {run}."
     drawn = draw_all(pipeline, cases, candidates, seeds, seed)
-    kinds = {
-        kind: paper_protocol(pipeline, judge, some, drawn[kind], training, overlap, device=device)
-        for kind, some in cases.items()
-    }
-    path = write_protocol(out, kinds)
-    return f"{as_text(protocol_tables(kinds))}\nWrote {path} and protocol.json about {run}."
+    if paper:
+        kinds = {
+            kind: paper_protocol(
+                pipeline, judge, some, drawn[kind], training, overlap, device=device
+            )
+            for kind, some in cases.items()
+        }
+        path, shown = write_protocol(out, kinds), protocol_tables(kinds)
+    else:
+        numbers = evaluate(pipeline, judge, cases, drawn, seeds, seed, training.images)
+        pages = {}
+        for kind, some in cases.items():
+            pages |= sheets(pipeline, judge, kind, some, drawn[kind], training.images)
+        path = write_report(out, f"Report of {Path(out).name}", numbers, pages)
+        shown = tables(numbers, N_PAIRS)
+    return f"{as_text(shown)}\nWrote {path} and {path.stem}.json about {run}."
 
 
 def training_images(config: Config) -> Cases:

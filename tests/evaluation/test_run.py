@@ -148,13 +148,17 @@ def test_evaluate_prints_the_toy_s_table_for_digits(folder):
 
 def test_the_paper_s_protocol_runs_on_digits(folder, monkeypatch):
     monkeypatch.setattr(protocol, "CAS_STEPS", 3)
-    text = runs.evaluate_run(folder, folder, n=6, candidates=2, protocol="paper")
+    text = runs.evaluate_run(folder, folder, n=6, candidates=2, paper=True)
     assert "by the judge, over blur radius" in text and "trained on" in text
     kinds = json.loads((folder / "protocol.json").read_text())
     assert set(kinds) == {"seen one", "seen two", "held_out one", "held_out two"}
     assert set(kinds["seen two"]["cas"]["samples"]) > {"digit", "colour", "exact"}
-    with pytest.raises(ValueError, match="unknown protocol 'fid'"):
-        runs.evaluate_run(folder, folder, protocol="fid")
+
+
+@pytest.mark.parametrize("options", [{"n": 1}, {"candidates": 0}, {"seeds": 0}])
+def test_too_little_to_measure_is_refused(options, tmp_path):
+    with pytest.raises(ValueError, match=f"too little .*{next(iter(options))}="):
+        runs.evaluate_run(tmp_path, tmp_path, **options)
 
 
 def test_a_vote_is_held_on_the_captions_of_its_own_data(folder, tmp_path):

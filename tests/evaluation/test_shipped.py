@@ -37,7 +37,7 @@ def test_most_samples_show_the_digit_and_the_colour_of_the_caption():
         *sorted(digits.held_out(digits.DIGITS))[:4],
     ]  # fmt: skip
     captions = [f"a {colour} {digit} on a white background" for digit, colour in wanted]
-    drawn = draw_candidates(pipeline, captions, 4, progress=False)
+    drawn = draw_candidates(pipeline, captions, 4)
     read = judge.read(drawn.images.flatten(0, 1))
     found = list(zip(read["digit"], read["colour"], strict=True))
     right = [found[i] == wanted[i // 4] for i in range(32)]
