@@ -7,10 +7,8 @@ Source: Radford et al. 2021, arXiv:2103.00020; github.com/openai/CLIP, clip/simp
 (the file is bpe_simple_vocab_16e6.txt.gz beside it).
 """
 
-import gzip
 import html
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -19,7 +17,8 @@ import regex
 import torch
 from torch import Tensor
 
-from minidalle.tokenizer import Cache, apply_merges, byte_alphabet
+from minidalle.published.weights import naming, read_merges
+from minidalle.tokenizer import PAD, Cache, apply_merges, byte_alphabet
 
 N_MERGES = 48_894  # CLIP uses the first of the file's 262,144, for 49,408 ids in all
 END = "</w>"
@@ -57,30 +56,16 @@ class CLIPTokenizer:
                 raise ValueError(f"merge {rank} of {left!r} and {right!r} does not fit the others")
             self._ranks[ids[left], ids[right]] = rank
             ids[left + right] = len(ids)
-        self._ids, self._symbols = ids, list(ids)
+        self._ids = ids
         self._products = range(len(symbols), len(ids))
         self.sot, self.eot = len(ids), len(ids) + 1
         self._cache = Cache(self._encode_part)
 
     @classmethod
     def load(cls, path: str | Path) -> "CLIPTokenizer":
-        """Read a merges file, gzipped or plain: a '#version' line, then 'left right' a line.
-
-        Raises ValueError, naming the file, where it is something else.
-        """
-        try:
-            content = Path(path).read_bytes()
-            text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode()
-            head, *lines = text.removesuffix("\n").split("\n")
-            merges = [tuple(line.split()) for line in lines[:N_MERGES]]
-            if "#version" not in head:
-                raise ValueError(f"its first line is {head[:40]!r}, not a '#version' line")
-            for pair in merges:
-                if len(pair) != 2:
-                    raise ValueError(f"{' '.join(pair)[:40]!r} is not a pair of symbols")
-            return cls(merges)
-        except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path} is not a CLIP merges file: {error}") from None
+        """Read a merges file. Raises ValueError, naming it, where it is something else."""
+        with naming(path := Path(path), "list of CLIP's merges"):
+            return cls(read_merges(path, N_MERGES))
 
     @property
     def vocab_size(self) -> int:
@@ -92,35 +77,16 @@ class CLIPTokenizer:
         parts = _PART.findall(clean(text))
         return [*chain.from_iterable(map(self._cache.__getitem__, parts))]
 
-    def encode_batch(self, texts: Sequence[str], length: int = 77) -> Tensor:
-        """Return int64 (B, length): start-of-text, ids, end-of-text, then zeros.
+    def encode_batch(self, texts: Sequence[str], length: int) -> Tensor:
+        """Return int64 (B, length): the ids of each caption, cut, then PAD.
 
-        A longer caption is cut and still closed by end-of-text, its largest id: the text tower
-        finds the end by argmax. Raises ValueError for one str or a length below 2.
+        The frame is CLIP's (`clip.pack_text`); a start or an end that was typed is left out.
         """
-        if isinstance(texts, str) or length < 2:
-            raise ValueError(f"needs a list of captions and length >= 2, got {texts!r}, {length=}")
-        batch = torch.zeros(len(texts), length, dtype=torch.int64)
+        batch = torch.full((len(texts), length), PAD)
         for row, text in zip(batch, texts, strict=True):
-            ids = [self.sot, *self.encode(text)[: length - 2], self.eot]
-            row[: len(ids)] = torch.tensor(ids)
+            ids = [i for i in self.encode(text) if i < self.sot][:length]
+            row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return batch
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids` up to end-of-text; every word is followed by a space.
-
-        Raises ValueError for an id outside the vocabulary.
-        """
-        shown = ""
-        for i in map(int, ids):
-            if not 0 <= i < self.vocab_size:
-                raise ValueError(f"id {i} is outside the vocabulary of {self.vocab_size} tokens")
-            if i == self.eot:
-                break
-            if i != self.sot:
-                shown += self._symbols[i].replace(END, " ")
-        byte_of = {character: b for b, character in enumerate(self._alphabet)} | {" ": ord(" ")}
-        return bytes(byte_of[character] for character in shown).decode("utf-8", errors="replace")
 
     def _encode_part(self, part: str) -> list[int]:
         if part in SPECIALS:

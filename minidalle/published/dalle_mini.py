@@ -6,7 +6,7 @@ files at huggingface.co/kuprel/min-dalle these are (float16, without the gains t
 
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor
 from minidalle.codebooks.vqgan import VQGAN
 from minidalle.config import MiniConfig, VQGANConfig
 from minidalle.priors.mini import END, START, Mini
-from minidalle.published.weights import Parts, fill, pick, read_state
-from minidalle.tokenizer import PAD, Cache, apply_merges
+from minidalle.published.weights import Parts, fill, naming, pick, read_merges, read_state
+from minidalle.tokenizer import Cache, apply_merges
 
 MINI = MiniConfig()
 MEGA = MiniConfig(text_vocab=50_272, spare_rows=32, n_layers=24, n_heads=32, glu_width=4096)
@@ -67,24 +67,14 @@ class BARTTokenizer:
 
     @classmethod
     def load(cls, vocab: Path, merges: Path) -> "BARTTokenizer":
-        """Read vocab.json and merges.txt, whose first line is a header.
-
-        Raises ValueError, naming the file, where one is something else.
-        """
-        path = vocab
-        try:
+        """Read the two files. Raises ValueError, naming one, where it is something else."""
+        with naming(merges, "list of merges"):
+            pairs = read_merges(merges)
+        with naming(vocab, "BART vocabulary"):
             ids = json.loads(vocab.read_text(encoding="utf-8"))
             if not isinstance(ids, dict) or not all(type(i) is int for i in ids.values()):
                 raise ValueError("it is no table of subwords and ids")
-            path = merges
-            _, *lines = merges.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-            pairs = [tuple(line.split()) for line in lines]
-            if bad := [line for line, pair in zip(lines, pairs, strict=True) if len(pair) != 2]:
-                raise ValueError(f"{bad[0][:40]!r} is not a pair of subwords")
-            path = vocab
             return cls(ids, pairs)
-        except ValueError as error:
-            raise ValueError(f"{path} is not a BART vocabulary: {error}") from None
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a caption, without start- and end-of-text."""
@@ -93,19 +83,6 @@ class BARTTokenizer:
         )
         plain = unicodedata.normalize("NFKD", named.lower()).encode("ascii", "ignore").decode()
         return [i for word in plain.split() for i in self._cache[word]]
-
-    def encode_batch(self, texts: Sequence[str], length: int) -> Tensor:
-        """Return int64 (B, length), cut or padded with PAD."""
-        batch = torch.full((len(texts), length), PAD)
-        for row, text in zip(batch, texts, strict=True):
-            ids = self.encode(text)[:length]
-            row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
-        return batch
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids, without pads."""
-        words = {i: subword for subword, i in self.vocab.items()}
-        return "".join(words[int(i)] for i in ids if i != PAD).replace("Ġ", " ").strip()
 
     def _symbol(self, subword: str) -> int:
         """The number of a subword in `_subwords`, where merges are looked up."""

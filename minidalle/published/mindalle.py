@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from minidalle.published.causal import CausalPrior, Sizes
 from minidalle.published.vqgan import F16_16384, read_vqgan
 from minidalle.published.vqgan import make as make_vqgan
-from minidalle.published.weights import Parts, fill, read_state
+from minidalle.published.weights import Parts, fill, naming, read_merges, read_state
 from minidalle.tokenizer import PAD, Cache, apply_merges
 
 MINDALLE = Sizes(
@@ -119,20 +119,12 @@ class CharBPE:
     @classmethod
     def load(cls, vocab: Path, merges: Path) -> "CharBPE":
         """Read the two files. Raises ValueError, naming one, where it is something else."""
-        try:
+        with naming(vocab, "vocabulary"):
             ids = json.loads(vocab.read_text(encoding="utf-8"))
             if sorted(ids.values()) != list(range(len(ids))):
                 raise ValueError(f"the ids of its {len(ids)} symbols are not 0, 1, 2, …")
-        except (ValueError, AttributeError, TypeError) as error:
-            raise ValueError(f"{vocab} is no vocabulary: {error}") from None
-        try:
-            lines = merges.read_text(encoding="utf-8").splitlines()
-            pairs = [tuple(line.split(" ")) for line in lines if not line.startswith("#version")]
-            if wrong := [pair for pair in pairs if len(pair) != 2]:
-                raise ValueError(f"{' '.join(wrong[0])[:40]!r} is not a pair of symbols")
-            return cls(ids, pairs)
-        except ValueError as error:
-            raise ValueError(f"{merges} is no list of merges: {error}") from None
+        with naming(merges, "list of merges"):
+            return cls(ids, read_merges(merges))
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text in lowercase; without control characters, spaces count not."""

@@ -5,7 +5,6 @@ as safetensors (what open_clip publishes). No code in it is run.
 Source: Radford et al. 2021, arXiv:2103.00020; github.com/openai/CLIP, clip/model.py.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,27 +14,11 @@ from minidalle.clip import CLIP
 from minidalle.config import CLIPConfig
 from minidalle.published.clip_tokenizer import CLIPTokenizer
 from minidalle.published.weights import Parts, fill, pick, read_state
-from minidalle.tokenizer import PAD
 
 B32, B16 = CLIPConfig(), CLIPConfig(patch_size=16)
 FILES = ("ViT-B-32.pt", "ViT-B-16.pt", "open_clip_model.safetensors")
 MERGES = ("bpe_simple_vocab_16e6.txt.gz", "merges.txt")
 NUMBERS = ("input_resolution", "context_length", "vocab_size")  # in the archive, no parameters
-
-
-class Captions:
-    """CLIP's tokenizer as `CLIP.score` asks for it: without the frame, PAD after the end."""
-
-    def __init__(self, tokenizer: CLIPTokenizer):
-        self.tokenizer = tokenizer
-
-    def encode_batch(self, texts: Sequence[str], length: int) -> Tensor:
-        """Return int64 (n, length): the ids of each caption, cut, then PAD."""
-        batch = torch.full((len(texts), length), PAD)
-        for row, text in zip(batch, texts, strict=True):
-            ids = [i for i in self.tokenizer.encode(text) if i < self.tokenizer.sot][:length]
-            row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
-        return batch
 
 
 def sizes(state: dict[str, Tensor], path: Path) -> CLIPConfig:
@@ -80,5 +63,5 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Parts:
     if tokenizer.vocab_size != model.config.vocab_size:
         found, want = tokenizer.vocab_size, model.config.vocab_size
         raise ValueError(f"{merges} makes {found} ids, but {path.name} embeds {want}")
-    model.tokenizer = Captions(tokenizer)
+    model.tokenizer = tokenizer
     return Parts(reranker=model)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from minidalle.published.causal import CausalPrior, Sizes
 from minidalle.published.vqgan import GUMBEL_F8, read_vqgan
 from minidalle.published.vqgan import make as make_vqgan
-from minidalle.published.weights import Parts, fill, read_state
+from minidalle.published.weights import Parts, fill, naming, read_state
 from minidalle.tokenizer import Cache, apply_merges
 
 MALEVICH = Sizes(
@@ -140,7 +140,7 @@ class YTTM:
 
         Raises ValueError, naming it, where it is something else.
         """
-        try:
+        with naming(path, "YouTokenToMe model"):
             n, m, *numbers = map(int, path.read_text(encoding="ascii").split())
             if len(numbers) != 2 * n + 3 * m + 4:
                 raise ValueError(f"it holds {len(numbers)} numbers, not {2 * n + 3 * m + 4}")
@@ -149,8 +149,6 @@ class YTTM:
                 raise ValueError(f"unknown, pad, start and end are {special}, not [1, 0, 2, 3]")
             characters = dict(zip(map(chr, pairs[::2]), pairs[1::2], strict=True))
             return cls(characters, list(zip(rules[::3], rules[1::3], rules[2::3], strict=True)), 1)
-        except (ValueError, OverflowError) as error:
-            raise ValueError(f"{path} is no YouTokenToMe model: {error}") from None
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text in lowercase between start and end; nothing for an empty one."""

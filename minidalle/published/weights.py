@@ -4,10 +4,13 @@ Source: torch's restricted unpickler (`torch.load` with weights_only); for Torch
 https://github.com/pytorch/pytorch/blob/main/torch/csrc/jit/docs/serialization.md.
 """
 
+import gzip
 import pickle
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -160,3 +163,29 @@ def pick(folder: str | Path, names: Iterable[str]) -> Path:
         if path.is_file():
             return path
     raise FileNotFoundError(f"no {' or '.join(names)} in {folder}")
+
+
+@contextmanager
+def naming(path: Path, what: str) -> Iterator[None]:
+    """Let an error about what a file holds be a ValueError that names it: "PATH is no WHAT"."""
+    try:
+        yield
+    except (ValueError, AttributeError, TypeError, OverflowError, EOFError, zlib.error,
+            gzip.BadGzipFile) as error:  # fmt: skip
+        raise ValueError(f"{path} is no {what}: {error}") from None
+
+
+def read_merges(path: Path, most: int | None = None) -> list[tuple[str, str]]:
+    """Read merges, gzipped or plain: a '#version' line, then 'left right' a line, best first.
+
+    most: the first so many, else all. Raises ValueError where the file is something else.
+    """
+    content = path.read_bytes()
+    text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode()
+    head, *lines = text.removesuffix("\n").split("\n")
+    if "#version" not in head:
+        raise ValueError(f"its first line is {head[:40]!r}, not a '#version' line")
+    pairs = [tuple(line.split()) for line in lines[:most]]
+    if wrong := [pair for pair in pairs if len(pair) != 2]:
+        raise ValueError(f"{' '.join(wrong[0])[:40]!r} is not a pair of symbols")
+    return pairs

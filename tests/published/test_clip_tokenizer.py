@@ -4,11 +4,11 @@ import gzip
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minidalle.published.clip_tokenizer import CLIPTokenizer, clean
-from minidalle.tokenizer import byte_alphabet
+from minidalle.tokenizer import PAD, byte_alphabet
 
 MERGES = (
     "i n,t h,th e</w>,in g</w>,in t,a t</w>,c at</w>,s at</w>,int o</w>,i n</w>,1 2,! !,' s</w>"
@@ -49,7 +49,8 @@ def library():
 
 
 def symbols_of(tokenizer: CLIPTokenizer, text: str) -> list[str]:
-    return [tokenizer._symbols[i] for i in tokenizer.encode(text)]
+    symbols = list(tokenizer._ids)
+    return [symbols[i] for i in tokenizer.encode(text)]
 
 
 def test_words_end_with_their_mark_and_spaces_vanish(tokenizer):
@@ -74,14 +75,6 @@ def test_encoding_is_the_librarys(tokenizer, library, text):
     assert tokenizer.encode(text) == library.encode(clean(text)).ids
 
 
-@unhurried
-@given(any_text)
-def test_decoding_gives_the_parts_back_with_spaces(tokenizer, text):
-    assume("<|" not in clean(text))  # a start or an end that was typed is read as one, as released
-    decoded = tokenizer.decode(tokenizer.encode(text))
-    assert decoded.replace(" ", "") == "".join(clean(text).split())
-
-
 @pytest.fixture(scope="module")
 def open_clip():
     """open_clip's tokenizer; its package holds the published merges file."""
@@ -92,7 +85,8 @@ def test_the_published_file_gives_the_published_ids(open_clip):
     published = CLIPTokenizer.load(open_clip.default_bpe())
     assert published.vocab_size == 49_408
     assert (published.sot, published.eot) == (49_406, 49_407)
-    assert published.decode(range(49_406)) == open_clip.SimpleTokenizer().decode(range(49_406))
+    theirs = open_clip.SimpleTokenizer().encoder
+    assert published._ids == {symbol: i for symbol, i in theirs.items() if i < 49_406}
 
 
 def test_encoding_with_the_published_file_is_open_clips(open_clip):
@@ -104,33 +98,17 @@ def test_encoding_with_the_published_file_is_open_clips(open_clip):
         assert ours.encode(text) == their.encode(text)
 
     check()
-    texts = ["a dog's 12 bones", "word " * 100]
-    assert torch.equal(ours.encode_batch(texts), their(texts))
 
 
 def test_specials_in_a_text_are_their_ids(tokenizer):
     assert tokenizer.encode("<|startoftext|>in<|endoftext|>") == [525, 512 + 9, 526]
 
 
-def test_a_batch_is_framed_cut_and_filled_with_zeros(tokenizer):
-    batch = tokenizer.encode_batch(["", "in", "in in in in in"], 5)
+def test_a_batch_is_cut_and_padded_and_a_typed_special_is_left_out(tokenizer):
+    batch = tokenizer.encode_batch(["", "<|endoftext|>in<|startoftext|>", "in in in in"], 3)
     n = 512 + 9
-    assert batch.tolist() == [[525, 526, 0, 0, 0], [525, n, 526, 0, 0], [525, n, n, n, 526]]
+    assert batch.tolist() == [[PAD, PAD, PAD], [n, PAD, PAD], [n, n, n]]
     assert batch.dtype == torch.int64
-    assert batch.argmax(1).tolist() == [1, 2, 4]
-    assert tokenizer.decode(batch[1]) == "in "
-
-
-@pytest.mark.parametrize(("texts", "length"), [("in", 5), (["in"], 1)])
-def test_a_batch_of_one_str_or_too_short_is_an_error(tokenizer, texts, length):
-    with pytest.raises(ValueError, match="needs a list of captions"):
-        tokenizer.encode_batch(texts, length)
-
-
-@pytest.mark.parametrize("i", [-1, 527])
-def test_decode_refuses_an_id_outside_the_vocabulary(tokenizer, i):
-    with pytest.raises(ValueError, match=f"id {i} "):
-        tokenizer.decode([i])
 
 
 def test_a_plain_text_file_is_read_too(tmp_path, tokenizer):
@@ -158,7 +136,7 @@ def test_only_as_many_merges_as_clip_uses_are_read(tmp_path):
 )
 def test_merges_that_do_not_fit_are_refused_by_name(tmp_path, merges, why):
     path = write(tmp_path / "bad.txt.gz", merges)
-    with pytest.raises(ValueError, match=rf"bad\.txt\.gz is not a CLIP merges file: .*{why}"):
+    with pytest.raises(ValueError, match=rf"bad\.txt\.gz is no list of CLIP's merges: .*{why}"):
         CLIPTokenizer.load(path)
 
 
@@ -176,5 +154,5 @@ def test_damaged_and_foreign_files_are_refused_by_name(tmp_path):
         gzip.compress(b"i n\n"),
     ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"bad\.txt\.gz is not a CLIP merges file"):
+        with pytest.raises(ValueError, match=r"bad\.txt\.gz is no list of CLIP's merges"):
             CLIPTokenizer.load(path)

@@ -182,7 +182,7 @@ def test_encoding_is_the_librarys(tmp_path):
 )
 def test_files_that_do_not_fit_are_named(tmp_path, vocab, merges, why):
     (tmp_path / "vocab.json").write_text(vocab)
-    (tmp_path / "merges.txt").write_text(merges)
+    (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}")
     with pytest.raises(ValueError, match=why):
         CharBPE.load(tmp_path / "vocab.json", tmp_path / "merges.txt")
 
