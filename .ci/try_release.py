@@ -4,7 +4,8 @@
 
 For each Python: an empty virtual environment, the wheel and what it depends on, and in an empty
 folder `minidalle generate "a red heart"`; then the same with the archive. --write puts versions and
-date into the table of docs/works-with.md. The environments take some gigabytes while it runs.
+date into the table of docs/works-with.md; --torch 2.13.0 takes that torch in place of the newest.
+The environments take some gigabytes while it runs.
 """
 
 import argparse
@@ -41,19 +42,19 @@ def build(folder: Path) -> tuple[Path, Path]:
     return next(folder.glob("dist/*.whl")), next(folder.glob("dist/*.tar.gz"))
 
 
-def try_one(base: str, wheel: Path, archive: Path, folder: Path) -> str:
-    """Install and draw with one Python. Returns its row of the table."""
+def try_one(base: str, wheel: Path, archive: Path, folder: Path, torch: str) -> str:
+    """Install and draw with one Python and `torch`, a requirement. Returns its row of the table."""
     run(base, "-m", "venv", folder / "venv")
     python = folder / "venv/bin/python"
-    for package, options in ((wheel, ()), (archive, ("--force-reinstall", "--no-deps"))):
+    for package, options in ((wheel, (torch,)), (archive, ("--force-reinstall", "--no-deps"))):
         run(python, "-m", "pip", "install", "-q", "--no-compile", *options, package)
         place = folder / f"{package.suffix[1:]}"
         place.mkdir()
         run(folder / "venv/bin/minidalle", "generate", CAPTION, "--out", "heart.png", folder=place)
         assert (place / "heart.png").stat().st_size > 1000, package
-    version, torch, numpy = run(python, "-c", VERSIONS, folder=folder).split()
+    versions = " | ".join(run(python, "-c", VERSIONS, folder=folder).split())
     system = f"{platform.system()} {platform.machine()}"
-    return f"| {version} | {torch} | {numpy} | {system} | {datetime.date.today()} |"
+    return f"| {versions} | {system} | {datetime.date.today()} |"
 
 
 def write(row: str) -> None:
@@ -69,14 +70,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("pythons", nargs="*", default=[sys.executable])
     parser.add_argument("--write", action="store_true", help=f"into {TABLE.relative_to(ROOT)}")
+    parser.add_argument("--torch", metavar="VERSION", help="this one, not the newest")
     args = parser.parse_args()
+    torch = f"torch=={args.torch}" if args.torch else "torch"
     with tempfile.TemporaryDirectory(prefix="minidalle-release-") as name:
         wheel, archive = build(Path(name))
         for path in (wheel, archive):
             print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB", flush=True)
         for base in args.pythons:
             with tempfile.TemporaryDirectory(prefix="minidalle-try-") as folder:
-                row = try_one(base, wheel, archive, Path(folder))
+                row = try_one(base, wheel, archive, Path(folder), torch)
             print(row, flush=True)
             if args.write:
                 write(row)

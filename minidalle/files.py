@@ -7,9 +7,11 @@ Source: https://github.com/huggingface/safetensors#format.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 import sys
 import zlib
@@ -31,12 +33,14 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file aside, flush it to the disk and rename it to `path`.
 
     Several processes may write the same file at once: each has a file aside of its own.
+    Those of processes that were killed are deleted.
     Raises OSError, naming `path`, where the disk is full or refuses; `path` is then as it was.
     """
     path = Path(path)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear(path)
         write(aside)
         _flush(aside)
         os.replace(aside, path)
@@ -46,6 +50,20 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):  # gone already if all went well
             aside.unlink(missing_ok=True)
+
+
+def _clear(path: Path) -> None:
+    """Delete the files aside of processes of this machine that were killed while they wrote."""
+    prefix = f"{path.name}.{platform.node()}-"
+    for aside in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
+        pid = aside.name.removeprefix(prefix).removesuffix(".tmp")
+        if os.name == "posix" and pid.isdecimal():  # on Windows signal 0 is Ctrl-C
+            try:
+                os.kill(int(pid), 0)
+            except ProcessLookupError:
+                aside.unlink(missing_ok=True)
+            except OSError:  # it lives, and is not ours
+                continue
 
 
 def _flush(path: Path) -> None:

@@ -110,7 +110,7 @@ class Transformer(nn.Module):
 
 
 def initial_value(
-    name: str, shape: torch.Size, seed: int, n_layers: int, residual: float = 1.0
+    name: str, shape: torch.Size, seed: int, n_layers: int, residual: float
 ) -> Tensor:
     """Return the first value of the parameter called `name`, float32 on the CPU.
 

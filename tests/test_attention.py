@@ -79,6 +79,14 @@ def test_the_paper_sees_33_32_and_66_image_states():
         assert image.sum(1).max() == most
 
 
+@pytest.mark.parametrize(
+    "sizes", [(0, 4, 3), (6, 0, 3), (6, -1, 3), (6, 4, 0), (6, 4, 2), (6, 4, -1)]
+)
+def test_sizes_without_a_mask_are_refused(sizes):
+    with pytest.raises(ValueError, match="must be"):
+        layer_mask("conv", *sizes)
+
+
 def test_causal_mask_is_a_triangle():
     assert torch.equal(causal_mask(3), read("x.. xx. xxx"))
 

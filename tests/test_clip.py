@@ -1,12 +1,19 @@
 """CLIP against the published names, a loop, transformers, and one big batch."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from minidalle.clip import CLIP, MAX_LOGIT_SCALE, contrastive_loss, pack_text
+from minidalle.clip import (
+    CLIP,
+    MAX_LOGIT_SCALE,
+    contrastive_loss,
+    pack_text,
+    self_attention,
+)
 from minidalle.config import CLIPConfig
 
 SMALL = CLIPConfig(
@@ -107,6 +114,22 @@ def test_images_are_normalised_by_the_published_numbers():
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
     torch.testing.assert_close(seen[0], (images - mean) / std)
+
+
+def test_the_feature_of_an_image_is_read_at_the_class_token():
+    model = make(replace(SMALL, vision_layers=0))  # no state sees another
+    features = model.encode_image(some_batch()["images"])
+    v = model.visual
+    state = v.ln_post(v.ln_pre(v.class_embedding + v.positional_embedding[0]))
+    torch.testing.assert_close(features, F.normalize(state @ v.proj, dim=0).expand(6, -1))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_in_bfloat16_is_that_of_float32(causal):
+    q, k, v = torch.randn(3, 2, 3, 7, 8, generator=torch.Generator().manual_seed(0))
+    want = self_attention(q, k, v, causal)
+    got = self_attention(*(x.bfloat16() for x in (q, k, v)), causal)
+    torch.testing.assert_close(got.float(), want, atol=0.05, rtol=0.05)
 
 
 def test_what_follows_end_of_text_is_not_seen():

@@ -1,10 +1,12 @@
 """The table of presets and its overrides."""
 
 import dataclasses
+import math
+import re
 
 import pytest
 
-from minidalle.config import PRESETS, from_dict, get_config
+from minidalle.config import PRESETS, DALLEConfig, DVAEConfig, MiniConfig, from_dict, get_config
 
 
 def test_every_preset_fits_together():
@@ -39,6 +41,60 @@ def test_the_12b_preset_is_the_paper():
     assert (t.lr, t.warmup, t.batch_size, t.steps) == (4.5e-4, 5000, 1024, 430_000)
     assert (t.betas, t.weight_decay, t.clip_norm, t.clip_variance) == ((0.9, 0.96), 0.045, 4, 5)
     assert (t.ema_decay, t.ema_every, len(t.halve_at)) == (0.99, 25, 5)
+    t = c.train_clip  # Radford et al. 2021, table 18; 32 epochs of 400 million pairs
+    assert (t.lr, t.warmup, t.batch_size, t.weight_decay) == (5e-4, 2000, 32_768, 0.2)
+    assert (t.betas, t.eps, t.steps) == ((0.9, 0.98), 1e-6, pytest.approx(32 * 4e8 / 32_768, 0.01))
+    for t in (c.train_dvae, c.train_dalle, c.train_clip):  # all in 16 bits
+        assert t.precision == "bfloat16"
+
+
+# Numbers of which 0, or nothing below, is allowed: all others must be above 0.
+RANGES = {
+    (0, 1): "dropout text_weight caption_dropout fall ema_decay lookalikes rebuilt revive",
+    (0, math.inf): "min_caption max_aspect beta commitment disc_weight disc_start residual_init "
+    "lr_end warmup lr_steps muon_lr weight_decay clip_norm clip_variance keep seed",
+    (-math.inf, math.inf): "min_log_b",
+    (0, 0.9999): "decay",
+    (0, 16): "n_pools",
+    (256, math.inf): "tokenizer.vocab_size",
+    (2, math.inf): "dalle.text_len",
+    (3, math.inf): "mini.text_len",
+}
+
+
+def in_range(overrides: list[str]) -> bool:
+    """Does a number lie in its range? Whether sizes fit together is another question."""
+    try:
+        get_config("toy", overrides)
+    except ValueError as error:
+        return not re.search("must be a number and|must be at most", str(error))
+    return True
+
+
+@pytest.mark.parametrize(
+    "chosen", ["codebook=dvae", "codebook=vqvae", "codebook=vqgan", "prior=mini"]
+)
+def test_every_number_is_taken_at_the_ends_of_its_range_and_not_beyond(chosen):
+    ends = {name: pair for pair, names in RANGES.items() for name in names.split()}
+    for section, values in dataclasses.asdict(get_config("toy", [chosen])).items():
+        for field, value in (values if isinstance(values, dict) else {section: values}).items():
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                continue
+            part = "mini" if (section, chosen) == ("dalle", "prior=mini") else section
+            low, high = ends.get(f"{part}.{field}") or ends.get(field) or (None, math.inf)
+            step = 1 if isinstance(value, int) else 0.01
+            path = field if field == section else f"{section}.{field}"
+            for number in (step if low is None else max(low, -1000), min(high, 1000)):
+                assert in_range([chosen, f"{path}={number}"]), (path, number)
+            for number in (0 if low is None else low - step, high + step):
+                if math.isfinite(number):
+                    assert not in_range([chosen, f"{path}={number}"]), (path, number)
+
+
+def test_the_defaults_of_the_models_are_the_published_ones():
+    assert DVAEConfig() == get_config("12b").dvae
+    assert DALLEConfig(checkpointing=True) == get_config("12b").dalle
+    assert MiniConfig() == get_config("mini").dalle
 
 
 def test_overrides_are_read_as_the_type_of_their_field():
@@ -47,11 +103,11 @@ def test_overrides_are_read_as_the_type_of_their_field():
         [
             "dalle.n_layers=2", "dvae.min_log_b=none", "train_dalle.betas=(0.5, 0.9)",
             "dalle.checkpointing=true", "train_clip.lr=3e-4", "seed=7", "data.name=shapes",
-            "train_dalle.halve_at=(1, 2)", "data.n_train=1_000",
+            "train_dalle.halve_at=(0, 2)", "data.n_train=1_000",
         ],
     )  # fmt: skip
     assert c.dalle.n_layers == 2 and c.dvae.min_log_b is None and c.dalle.checkpointing is True
-    assert c.train_dalle.betas == (0.5, 0.9) and c.train_dalle.halve_at == (1, 2)
+    assert c.train_dalle.betas == (0.5, 0.9) and c.train_dalle.halve_at == (0, 2)
     assert c.train_clip.lr == 3e-4 and c.seed == 7 and c.data.n_train == 1000
 
 
@@ -71,6 +127,9 @@ def test_overrides_are_read_as_the_type_of_their_field():
         ("train_dvae.lr=-1", "train_dvae.lr=-1.0 must be a number and positive"),
         ("dalle.checkpointing=maybe", "'maybe' is not a valid bool"),
         ("train_dalle.betas=0.9", "0.9 is not a valid tuple"),
+        ("train_dalle.betas=(0.9, 1.0)", "t.betas=(0.9, 1.0) must lie in [0, 1)"),
+        ("train_dalle.betas=(-0.1, 0.9)", "t.betas=(-0.1, 0.9) must lie in [0, 1)"),
+        ("train_dalle.halve_at=(5, -1)", "t.halve_at=(5, -1) not below 0"),
         ("train_dalle.betas=(0.9, __import__('os'))", "is not a valid tuple"),
         ("tokenizer.dropout=1.5", "tokenizer.dropout=1.5 must be at most 1"),
         ("dvae.image_size=30", "dvae.image_size=30 is not a multiple"),

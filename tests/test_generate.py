@@ -1,5 +1,6 @@
 """Cached against plain decoding at every step, draws against frequencies, and the pipeline."""
 
+import io
 from dataclasses import replace
 from unittest.mock import MagicMock
 
@@ -8,6 +9,7 @@ import torch
 from helpers.tiny_prior import captions, seeded, shake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
 
 from minidalle import cache as cache_module
 from minidalle import dalle as dalle_module
@@ -58,6 +60,7 @@ def test_cached_logits_equal_uncached_ones_at_every_step(kernel, n_layers, start
 def test_a_layers_cache_reaches_what_its_mask_shows(kind, grid, kernel):
     mask = layer_mask(kind, 1, grid, kernel)[1:, 1:]
     places = layout(kind, grid, kernel, torch.device("cpu"))
+    assert len(places.slot) == len(places.hidden) == grid**2
     cache = LayerCache(kind, grid, places, *torch.zeros(2, 1, 1, 1, 1), samples=1)
     cache.k.fill_(-1)
     for cell in range(grid**2):
@@ -266,6 +269,49 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_p():
     }
 
 
+def test_a_top_p_of_1_keeps_even_what_rounding_would_lose():
+    logits = torch.tensor([[0.0, -40.0]])
+    assert torch.equal(restrict(logits, top_p=1.0), logits)
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        (dict(n=0), "n must be 1 or more, got 0"),
+        (dict(temperature=-0.1), "temperature must be 0 or more, got -0.1"),
+        (dict(temperature=float("nan")), "temperature must be 0 or more, got nan"),
+        (dict(top_k=0), "top_k must be 1 or more, got 0"),
+        (dict(top_p=0.0), r"top_p must be in \(0, 1\], got 0.0"),
+        (dict(top_p=1.01), r"top_p must be in \(0, 1\], got 1.01"),
+        (dict(guidance=float("inf")), "guidance must be a finite number, got inf"),
+        (
+            dict(prompt=torch.zeros(17, dtype=torch.long)),
+            r"prompt must be \(p,\) or \(2, p <= 16\)",
+        ),
+        (dict(prompt=torch.zeros(3, 1, dtype=torch.long)), r"got \(3, 1\)"),
+        (dict(prompt=torch.zeros(1, 1, 1, dtype=torch.long)), r"got \(1, 1, 1\)"),
+        (dict(prompt=torch.tensor([12])), "prompt ids must be below 12"),
+        (dict(prompt=torch.tensor([0.0])), "prompt ids must be integers"),
+        (dict(text=[1, 2, 3, 4, 5, 6]), "one caption of up to 5 ids"),
+        (dict(text=[20]), "text ids must be below 20"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused(option, message):
+    with pytest.raises(ValueError, match=message):
+        sample(make(), **{"text": [1], "n": 2, **option})
+
+
+def test_the_ends_of_the_options_are_taken():
+    model = make()
+    want = sample(model, [1], 20, generator=seeded())
+    for option in (dict(top_p=1.0), dict(top_k=12), dict(temperature=1), dict(guidance=1.0)):
+        assert torch.equal(sample(model, [1], 20, generator=seeded(), **option), want)
+    likeliest = sample(model, [1], 20, temperature=0)
+    for option in (dict(top_p=1e-9), dict(top_k=1)):
+        assert torch.equal(sample(model, [1], 20, generator=seeded(), **option), likeliest)
+    assert sample(model, [1], 20, prompt=torch.zeros(20, 16, dtype=torch.long)).sum() == 0
+
+
 # ---------------------------------------------------------------- the pipeline
 
 
@@ -304,6 +350,18 @@ def test_pipeline_returns_the_images_that_clip_likes_best(run):
     best = cosine.argsort(descending=True)[:3]
     torch.testing.assert_close(scores, cosine[best])
     torch.testing.assert_close(images, drawn[best])
+
+
+def test_the_bar_is_full_when_all_images_are_drawn(run, monkeypatch):
+    bars = []
+
+    def shown(*args, **options):
+        bars.append(tqdm(*args, **options | {"disable": False, "file": io.StringIO()}))
+        return bars[-1]
+
+    monkeypatch.setattr(generate_module, "tqdm", shown)
+    Pipeline.load(run).generate("red", 2, candidates=5, batch_size=2)
+    assert [(bar.n, bar.total) for bar in bars if bar.desc.startswith("images")] == [(5, 5)]
 
 
 def test_pipeline_draws_with_a_prior_in_bfloat16(run):

@@ -1,11 +1,15 @@
-"""Compiled blocks against plain ones, and evaluation in parts against the whole."""
+"""Compiled blocks against plain ones, evaluation in parts against the whole, and a run's logs."""
+
+import json
+import warnings
 
 import pytest
 import torch
 
+from minidalle import data, stages
 from minidalle.config import get_config
-from minidalle.models import build
-from minidalle.stages import CALLBACKS, _test_images
+from minidalle.models import build, load
+from minidalle.stages import CALLBACKS, _test_images, train_stage, train_tokenizer
 from minidalle.tokenizer import PAD
 from minidalle.training.team import Alone
 
@@ -91,8 +95,108 @@ def test_a_test_batch_in_parts_gives_the_loss_of_the_whole():
 
 def test_the_dvaes_test_images_fit_whatever_their_size():
     for side, n in ((32, 256), (64, 256), (128, 64), (256, 16)):
-        images = [(torch.zeros(3, side, side, dtype=torch.uint8),)] * 300
-        assert _test_images(images).shape == (n, 3, side, side)
+        images = [(torch.full((3, side, side), 255, dtype=torch.uint8),)] * 300
+        assert torch.equal(_test_images(images), torch.ones(n, 3, side, side))
+
+
+# ---------------------------------------------------------------- a run of a few updates
+
+RUN = get_config(
+    "toy",
+    [
+        *TINY, "data.n_train=24", "data.n_test=12",
+        *(f"train_{s}.{f}" for s in ("dvae", "dalle", "clip")
+          for f in ("steps=2", "batch_size=4", "warmup=0", "precision=float32")),
+    ],
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train_tokenizer(RUN, folder)
+    for stage in ("dvae", "dalle", "clip"):
+        assert (folder / "cache").exists() == (stage == "clip")  # tokens, kept by the prior
+        train_stage(RUN, stage, folder)
+    return folder
+
+
+def logged(run, stage) -> dict[str, float]:
+    """Return the last evaluation of a stage."""
+    return json.loads((run / stage / "log.jsonl").read_text().splitlines()[-1])
+
+
+@pytest.mark.parametrize("stage", ["dalle", "clip"])
+def test_the_logged_test_loss_is_that_of_the_finished_model_on_the_first_test_batch(run, stage):
+    parts = dict(tokenizer=load(run, "tokenizer"), dvae=load(run, "dvae"))
+    batch = next(data.batches(data.load(RUN, "test"), RUN, stage, **parts)(0))
+    with torch.no_grad():
+        loss, metrics = load(run, stage).loss(batch, 2)
+    found = logged(run, stage)
+    for name, value in {"loss": loss, **metrics}.items():
+        assert found[f"test_{name}"] == pytest.approx(float(value), rel=1e-5), name
+
+
+def test_the_logged_reconstructions_are_those_of_the_finished_dvae(run):
+    model, test_set = load(run, "dvae"), data.load(RUN, "test")
+    images = torch.stack([test_set[i][0] for i in range(12)]) / 255
+    tokens = model.tokens(images)
+    error = (model.decode(tokens) - images).square().mean()
+    found = logged(run, "dvae")
+    assert found["test_psnr"] == pytest.approx(-10 * torch.log10(error).item(), rel=1e-5)
+    assert found["test_codes_used"] == len(tokens.unique())
+    assert list(found)[1] == "test_bound"  # the first decides which checkpoint is best
+    assert found["test_bound"] == -found["test_elbo"]
+
+
+def test_a_fresh_start_sets_aside_what_was_there(run):
+    before = (run / "dvae" / "model.safetensors").read_bytes()
+    train_stage(RUN, "dvae", run)  # done already
+    assert not (run / "dvae" / "checkpoints-old-1").exists()
+    train_stage(RUN, "dvae", run, fresh=True)
+    assert (run / "dvae" / "checkpoints-old-1").exists()
+    assert (run / "dvae" / "model.safetensors").read_bytes() == before
+
+
+def test_first_codes_are_spread_over_images_of_the_training_set(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(stages, "spread_codes", lambda model, images, g: seen.append(images))
+    train_stage(RUN, "dvae", tmp_path)
+    train_set = data.load(RUN, "train")
+    assert torch.equal(seen[0], torch.stack([train_set[i][0] for i in range(24)]) / 255)
+
+
+class Two(Alone):
+    world = 2
+
+
+def test_several_processes_choose_no_hard_negatives(tmp_path):
+    with pytest.raises(ValueError, match=r"several processes need train_clip.lookalikes=0"):
+        train_stage(RUN, "clip", tmp_path, team=Two())
+
+
+@pytest.mark.parametrize(
+    "values, warned",
+    [
+        ("steps=9 warmup=8", False),
+        ("steps=9 warmup=9", True),
+        ("steps=9 warmup=3 lr_steps=4", False),
+        ("steps=9 warmup=3 lr_steps=3", True),
+        ("steps=9 warmup=3 lr_steps=0", False),
+    ],
+)
+def test_a_warm_up_that_takes_the_whole_schedule_is_warned_of(
+    values, warned, tmp_path, monkeypatch
+):
+    def stop(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(data, "load", stop)  # what follows is not looked at
+    c = get_config("toy", [f"train_dvae.{value}" for value in values.split()])
+    with warnings.catch_warnings(record=True) as found, pytest.raises(InterruptedError):
+        warnings.simplefilter("always")
+        train_stage(c, "dvae", tmp_path)
+    assert ["takes the whole schedule" in str(w.message) for w in found] == [True] * warned
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -262,9 +262,10 @@ def test_the_cache_does_not_grow_for_ever(tokenizer):
     fresh = BPETokenizer(tokenizer.vocab, tokenizer.merges)
     for start in range(0, 80_000, 1000):
         fresh.encode(" ".join(map(str, range(start, start + 1000))))
-    fresh.encode("x" * 1000)
+    for n in (64, 65, 1000):
+        fresh.encode("x" * n)
     assert 0 < len(fresh._cache) <= 2**16
-    assert max(map(len, fresh._cache)) <= 64
+    assert max(map(len, fresh._cache)) == 64
 
 
 def test_a_copy_for_a_worker_encodes_alike(tokenizer):
@@ -286,6 +287,13 @@ def test_a_vocabulary_must_hold_bytes_and_products():
         BPETokenizer(single[1:], [])
     with pytest.raises(ValueError, match="twice"):
         BPETokenizer([*single, b"a"], [])
+
+
+@pytest.mark.parametrize("size", [255, 1_114_113])
+def test_a_vocabulary_holds_all_bytes_and_no_more_tokens_than_there_are_characters(size):
+    assert BPETokenizer.train(["aa"], 256 if size == 255 else 1_114_112).vocab_size <= 257
+    with pytest.raises(ValueError, match=f"from 256 to 1114112, got {size}"):
+        BPETokenizer.train(["aa"], size)
 
 
 # --- batches

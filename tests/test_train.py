@@ -97,6 +97,16 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
         fit(Line(), batches, tiny_config(20, accumulate=3), tmp_path / "c")
 
 
+def test_a_group_of_parameters_may_have_its_own_part_of_the_rate(tmp_path):
+    models, half = (Line(), Line()), Alone()
+    half.optimizer = lambda m, c: torch.optim.SGD([dict(params=m.parameters(), rate=0.5)])
+    plain = Alone()
+    plain.optimizer = lambda m, c: torch.optim.SGD(m.parameters())
+    fit(models[0], batches, tiny_config(5, lr=0.02), tmp_path / "half", team=half)
+    fit(models[1], batches, tiny_config(5, lr=0.01), tmp_path / "plain", team=plain)
+    assert _equal(*models)
+
+
 @pytest.mark.parametrize("stop", [1, 7, 20, 33, 39])
 def test_a_run_stopped_at_any_update_ends_bit_for_bit_like_the_whole(tmp_path, stop):
     whole, broken = Tiny(), Tiny()

@@ -107,11 +107,11 @@ def test_weights_start_as_designed():
 
 def test_a_weight_depends_on_the_seed_and_its_name_alone():
     shape, name = torch.Size([4, 5]), "transformer.blocks.3.mlp.up.weight"
-    first = initial_value(name, shape, seed=1, n_layers=5)
+    first = initial_value(name, shape, seed=1, n_layers=5, residual=1.0)
     torch.randn(7)  # torch's own generator plays no part
-    assert torch.equal(initial_value(name, shape, 1, 5), first)
-    assert not torch.equal(initial_value(name, shape, 2, 5), first)
-    assert not torch.equal(initial_value(name.replace("3", "4"), shape, 1, 5), first)
+    assert torch.equal(initial_value(name, shape, 1, 5, 1.0), first)
+    assert not torch.equal(initial_value(name, shape, 2, 5, 1.0), first)
+    assert not torch.equal(initial_value(name.replace("3", "4"), shape, 1, 5, 1.0), first)
     a, b = Model(), Model()
     init_weights(a, seed=3)
     init_weights(b, seed=3)

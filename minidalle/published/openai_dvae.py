@@ -3,6 +3,7 @@
 Source: github.com/openai/DALL-E (encoder.pkl, decoder.pkl); torch's restricted unpickler.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from minidalle.config import DVAEConfig, replace
 from minidalle.dvae import DiscreteVAE
-from minidalle.published.weights import Parts, Record, fill, read
+from minidalle.published.weights import Parts, Record, check_tensor, fill, read
 
 HALVES = ("encoder", "decoder")
 # Everything that the two files may name. Each becomes an inert Record, whatever its name.
@@ -37,35 +38,36 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     module = read(path, CLASSES)
     if not isinstance(module, Record):
         raise ValueError(f"{path} holds a {type(module).__name__}, not the released dVAE")
-    state: dict[str, Tensor] = {}
-    _collect(module, "", state)
-    return state
+    try:
+        state = dict(_parameters(module))
+    except (AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} holds no modules within modules: {error}") from None
+    for name, value in state.items():
+        check_tensor(path, name, value)
+    return {name: value.detach().float() for name, value in state.items()}
 
 
-def _collect(module: Record, prefix: str, state: dict[str, Tensor]) -> None:
-    """Add the parameters of a module and of those inside it, by nn.Module's own bookkeeping."""
+def _parameters(module: Record, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters of a module and of those inside it, by nn.Module's own bookkeeping."""
     for name, value in getattr(module, "_parameters", {}).items():
         if value is not None:
-            state[prefix + name] = value.detach().float()
+            yield f"{prefix}{name}", value
     for name, inner in getattr(module, "_modules", {}).items():
-        _collect(inner, f"{prefix}{name}.", state)
+        yield from _parameters(inner, f"{prefix}{name}.")
 
 
 def sizes(encoder: dict[str, Tensor], decoder: dict[str, Tensor]) -> DVAEConfig:
-    """Read the configuration off the shapes. Raises ValueError where a layer is missing."""
-    try:
-        n_groups = len({name.split(".")[1] for name in encoder if ".group_" in name})
-        blocks = {name.split(".")[2] for name in encoder if name.startswith("blocks.group_1.")}
-        return replace(
-            DVAEConfig(),
-            n_hid=encoder["blocks.input.w"].shape[0],
-            n_blocks=len(blocks),
-            n_pools=n_groups - 1,
-            vocab_size=encoder["blocks.output.conv.w"].shape[0],
-            n_init=decoder["blocks.input.w"].shape[0],
-        )
-    except KeyError as error:
-        raise ValueError(f"no layer {error}: are encoder and decoder in the right order?") from None
+    """Read the configuration off the shapes. Raises KeyError or IndexError where one is missing."""
+    n_groups = len({name.split(".")[1] for name in encoder if ".group_" in name})
+    blocks = {name.split(".")[2] for name in encoder if name.startswith("blocks.group_1.")}
+    return replace(
+        DVAEConfig(),
+        n_hid=encoder["blocks.input.w"].shape[0],
+        n_blocks=len(blocks),
+        n_pools=n_groups - 1,
+        vocab_size=encoder["blocks.output.conv.w"].shape[0],
+        n_init=decoder["blocks.input.w"].shape[0],
+    )
 
 
 def make() -> Parts:
@@ -80,7 +82,13 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Parts:
     """
     paths = [Path(folder) / f"{half}.pkl" for half in HALVES]
     encoder, decoder = map(read_state, paths)
-    model = DiscreteVAE(sizes(encoder, decoder))
+    try:
+        with torch.device("meta"):
+            model = DiscreteVAE(sizes(encoder, decoder))
+    except (LookupError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(
+            f"{paths[0]} and {paths[1].name} have the layers of no dVAE (in this order?): {error}"
+        ) from None
     fill(model.encoder, encoder, paths[0])
     fill(model.decoder, decoder, paths[1])
     return Parts(codebook=model.eval().requires_grad_(False))

@@ -23,7 +23,7 @@ from minidalle.files import load_tensors
 LIGHTNING = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
 UNREADABLE = (
     pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError,
-    AttributeError, TypeError, zipfile.BadZipFile,
+    AttributeError, TypeError, AssertionError, ArithmeticError, zipfile.BadZipFile,
 )  # fmt: skip
 
 
@@ -93,7 +93,8 @@ def read(path: str | Path, inert: Sequence[str] = LIGHTNING) -> object:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except UNREADABLE as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise ValueError(f"{path} is no readable checkpoint, and was not run: {reason}") from error
+        reason = f"is no readable checkpoint, and was not run: {reason:.200}"
+        raise ValueError(f"{path} {reason}") from error
 
 
 def _script_root(path: Path) -> str:
@@ -120,9 +121,18 @@ def read_state(path: str | Path, ignore: Sequence[str] = ()) -> dict[str, Tensor
         raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name")
     state = {k: v for k, v in state.items() if not str(k).startswith(tuple(ignore))}
     for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
+        check_tensor(path, name, value)
     return state
+
+
+def check_tensor(path: Path, name: object, value: object) -> None:
+    """Raise ValueError where something in a file is not a tensor of numbers with a name."""
+    if not isinstance(name, str):
+        raise ValueError(f"{path}: {name!r:.80} is the name of no tensor")
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
+    if value.is_meta or value.is_quantized or value.is_complex() or value.layout != torch.strided:
+        raise ValueError(f"{path}: {name} is no plain tensor ({value.layout}, {value.dtype})")
 
 
 def _tensors(module: Record, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python tests/attack/mutate.py mutants.jsonl --n 240 --seconds 540
     python tests/attack/mutate.py mutants.jsonl --show
+    OMP_NUM_THREADS=1 python tests/attack/mutate.py mutants.jsonl --again
 
 The first call goes on where an earlier one stopped; the second prints the share caught and the
-survivors. A mutant is one small change: a comparison or a sign turned round, a number off by one, a
+survivors; the third tries the survivors again, after tests were written. A mutant is one small change: a comparison or a sign turned round, a number off by one, a
 line, an argument or a check dropped, another result. Which ones are made follows from --seed.
 This process imports torch once; for every mutant it forks a child whose imports see the changed
 text, and which runs those tests of that file that reach the statement. `equivalent.txt` beside this
@@ -34,12 +35,14 @@ EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 LIMIT = 150  # seconds; a mutant that takes longer never ends
 # The tests that must notice a mistake in a file.
 TESTS = {
-    "presets": "config", "config": "config", "tokenizer": "tokenizer",
-    "attention/masks": "attention", "attention/dense": "attention dalle",
-    "attention/__init__": "attention dalle", "dvae": "dvae", "clip": "clip",
-    "transformer": "transformer dalle", "cache": "dalle generate", "dalle": "dalle generate",
-    "train": "train training/checkpoints", "models": "models", "generate": "generate",
-    "stages": "stages",
+    "presets": "config", "tokenizer": "tokenizer",
+    "config": "config properties training/optim priors/mini models",
+    "attention/masks": "attention", "attention/dense": "attention dalle stages",
+    "attention/__init__": "attention dalle", "dvae": "dvae", "transformer": "transformer dalle",
+    "clip": "clip stages generate",
+    "cache": "dalle generate", "dalle": "dalle generate",
+    "train": "train training/checkpoints training/optim", "models": "models stages cli",
+    "generate": "generate image_prompts cli", "stages": "stages models cli",
 }  # fmt: skip
 COMPARE = {
     ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE),
@@ -115,8 +118,11 @@ def mutants(name: str) -> list[dict]:
             end = starts[old.end_lineno - 1] + old.end_col_offset
             code = ast.unparse(new) if isinstance(new, ast.stmt) else f"({ast.unparse(new)})"
             changed = (text[:begin] + code.encode() + text[end:]).decode()
-            was = " ".join(text[begin:end].decode().split())
-            place = {"file": name, "line": old.lineno, "span": span, "old": was, "new": code}
+            start, after = starts[old.lineno - 1], [*starts[1:], len(text)][old.end_lineno - 1]
+            was, now = text[start:after].decode(), text[start:begin].decode() + code
+            now += text[end:after].decode()
+            place = {"file": name, "line": old.lineno, "span": span}
+            place |= {"old": " ".join(was.split()), "new": " ".join(now.split())}
             found.append(place | {"text": changed})
         for field, value in ast.iter_fields(node):
             # The words of an error and annotations stay.
@@ -165,6 +171,9 @@ class Recorder:
         self.always, self.of_test, self.seconds = set(), {}, {}
         self.lines = self.always  # of imports and fixtures: they belong to every test
         sys.settrace(self.trace)
+
+    def pytest_runtest_setup(self):
+        sys.settrace(self.trace)  # a test that compiles ends it
 
     def trace(self, frame, event, argument):
         if "/minidalle/" not in frame.f_code.co_filename:
@@ -270,9 +279,10 @@ def run_tests(arguments: list[str], folder: str, plugins: list) -> int:
 
 
 def known_equivalents() -> dict[tuple[str, str, str], str]:
-    """Return (file, old code, new code) -> why no test can tell them apart."""
-    rows = [line.split(" | ") for line in EQUIVALENT.read_text(encoding="utf-8").splitlines()]
-    return {tuple(row[:3]): row[3] for row in rows}
+    """Return (file, old lines, new lines) -> why no test can tell them apart."""
+    text = EQUIVALENT.read_text(encoding="utf-8").strip()
+    rows = [block.split("\n", 3) for block in text.split("\n\n") if block]
+    return {(name, old[2:], new[2:]): why for name, old, new, why in rows}
 
 
 def show(rows: list[dict]) -> None:
@@ -283,12 +293,23 @@ def show(rows: list[dict]) -> None:
         kind = "caught" if row["by"] else "equivalent" if why else "survived"
         table[row["file"]][kind] += 1
         if kind == "survived":
-            print(f"minidalle/{row['file']}.py:{row['line']}: {row['old']}  ->  {row['new']}")
+            print(f"minidalle/{row['file']}.py:{row['line']}\n- {row['old']}\n+ {row['new']}\n")
     table["all"] = sum(table.values(), Counter())
     for name, found in table.items():
         real = found["caught"] + found["survived"]
         share = f"{found['caught'] / real:6.1%}" if real else ""
         print(f"{name:20} {share} of {real}, and {found['equivalent']} equivalent")
+
+
+def survivors(rows: list[dict]) -> list[tuple[int, dict]]:
+    """Return (row, mutant) of what no test caught, as the file makes it now."""
+    found = []
+    for i, row in enumerate(rows):
+        key = row["file"], row["old"], row["new"]
+        if not row["by"] and key not in known_equivalents():
+            same = [m for m in mutants(row["file"]) if (m["file"], m["old"], m["new"]) == key]
+            found += [(i, m) for m in same if abs(m["line"] - row["line"]) < 20][:1]
+    return found
 
 
 def choose(n: int, seed: int) -> list[dict]:
@@ -310,6 +331,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=540, help="stop after so long")
     parser.add_argument("--show", action="store_true")
+    parser.add_argument("--again", action="store_true", help="only what no test caught")
     args = parser.parse_args()
     done = args.out.read_text(encoding="utf-8").splitlines() if args.out.exists() else []
     rows = [json.loads(line) for line in done]
@@ -327,11 +349,15 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    end, chosen = time.monotonic() + args.seconds, choose(args.n, args.seed)
-    kept = args.out.with_suffix(".lines.json")
+    end, kept = time.monotonic() + args.seconds, args.out.with_suffix(".lines.json")
+    jobs = list(enumerate(choose(args.n, args.seed)))[len(rows) :]
+    if args.again:
+        jobs = survivors(rows)
+        kept.unlink(missing_ok=True)  # the tests have changed
     lines = json.loads(kept.read_text()) if kept.exists() else {}
-    for mutant in chosen[len(rows) :]:
+    for done, (place, mutant) in enumerate(jobs):
         if time.monotonic() > end:
+            print(f"{done} of {len(jobs)} done")
             break
         name = mutant["file"]
         if name not in lines:
@@ -344,10 +370,9 @@ def main() -> None:
         tests = {test: seconds for part in found for test, seconds in part.items()}
         row["by"] = judge(mutant, tests) if tests else ""
         row["seconds"] = round(time.monotonic() - began, 1)
-        with args.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        rows.append(row)
-    print(f"{len(rows)} of {len(chosen)} mutants done")
+        rows[place : place + 1] = [row]
+        args.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    show(rows)
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ generate : caption
 generate red --run missing : missing
 generate red --run binary : binary
 generate red --preset tiny : tiny
-generate red --preset mnist : minidalle tokenizer
+generate red --preset own : minidalle tokenizer
 generate red --run run -n 0 : n must be
 generate red --run run -n x : x
 generate red --run run --candidates -1 : -1

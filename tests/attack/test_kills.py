@@ -193,6 +193,7 @@ def test_every_stage_killed_again_and_again_ends_like_one_that_was_not(server, t
         for folder, threads in (("killed", 1), ("whole", 1)):
             code = server.train(tmp_path / folder, SMALL, verb, threads=threads)
             assert code == 0, server.errors.read_text()
+        assert not list(tmp_path.glob("**/*.tmp"))
         paths = [tmp_path / folder / verb / product(verb) for folder in ("killed", "whole")]
         assert paths[0].read_bytes() == paths[1].read_bytes() or _tensors(paths[0]) == _tensors(
             paths[1]

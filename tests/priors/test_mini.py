@@ -58,6 +58,11 @@ def test_the_same_seed_gives_the_same_weights():
     assert not torch.equal(Mini(SMALL, 3).image_head.weight, Mini(SMALL, 4).image_head.weight)
 
 
+def test_gains_of_norms_start_at_1():
+    gains = [p for name, p in Mini(SMALL).named_parameters() if name.endswith("norm.weight")]
+    assert len(gains) == 2 * (4 + 6) + 4 and all((p == 1).all() for p in gains)
+
+
 def test_residual_init_0_starts_attention_as_the_identity():
     model, x = Mini(replace(SMALL, residual_init=0.0)), torch.randn(1, 3, 16)
     attention = model.encoder_blocks[0].attention

@@ -48,6 +48,15 @@ def test_most_wrong_answers_name_the_right_line_and_repair_it_wrongly(patient, m
     assert len(wrong) >= 3 and line not in wrong
 
 
+def test_nearly_all_new_images_were_seen_in_training_as_the_lab_says():
+    draw = patients.load(patients.PROGRAM)["draw_world"]
+    seen = {image.numpy().tobytes() for image in draw(500, seed=0)[0]}
+    new = [image.numpy().tobytes() in seen for image in draw(200, seed=1)[0]]
+    assert 0.9 < sum(new) / 200 < 1
+    text = (ASSIGNMENTS / "lab/text.md").read_text(encoding="utf-8")
+    assert "500 draws from the same 128 images, so nearly all of the 200 were in it" in text
+
+
 def marks(name: str) -> tuple:
     """What a student can see in a figure, in words: each mark holds in one or few patients."""
     found, healthy = read(name), read("healthy")

@@ -3,7 +3,9 @@
 import os
 import pickle
 import re
+import signal
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -217,7 +219,35 @@ def test_the_disk_is_flushed_before_and_after_the_rename(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", names)
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), rename(a, b)))
     files.write_atomically(tmp_path / "a", lambda aside: aside.write_text("x"))
-    assert events == [f"a.{os.getpid()}.tmp", "rename", tmp_path.name]
+    aside, *others = events
+    assert aside.startswith("a.") and aside.endswith(f"-{os.getpid()}.tmp")
+    assert others == ["rename", tmp_path.name]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_a_killed_writer_left_is_cleared_by_the_next_and_what_a_living_one_writes_is_not(
+    tmp_path,
+):
+    path, (said, say) = tmp_path / "a[1].json", os.pipe()
+
+    def stuck(aside):
+        aside.write_text("ne")
+        os.write(say, b"x")
+        time.sleep(60)
+
+    writer = os.fork()
+    if writer == 0:
+        files.write_atomically(path, stuck)
+        os._exit(0)
+    os.read(said, 1)
+    files.write_text(path, "first")
+    assert len(os.listdir(tmp_path)) == 2
+    os.kill(writer, signal.SIGKILL)
+    os.waitpid(writer, 0)
+    files.write_text(path.with_name("a1.json"), "another file")
+    assert len(os.listdir(tmp_path)) == 3
+    files.write_text(path, "second")
+    assert sorted(os.listdir(tmp_path)) == ["a1.json", "a[1].json"]
 
 
 def test_setting_aside_keeps_earlier_runs(tmp_path):
