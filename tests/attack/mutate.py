@@ -5,8 +5,9 @@
     OMP_NUM_THREADS=1 python tests/attack/mutate.py mutants.jsonl --again
 
 The first call goes on where an earlier one stopped; the second prints the share caught and the
-survivors; the third tries the survivors again, after tests were written. A mutant is one small change: a comparison or a sign turned round, a number off by one, a
-line, an argument or a check dropped, another result. Which ones are made follows from --seed.
+survivors; the third tries the survivors again, after tests were written. A mutant is one small
+change: a comparison or a sign turned round, a number off by one, a line, an argument or a check
+dropped, another result. Which ones are made follows from --seed.
 This process imports torch once; for every mutant it forks a child whose imports see the changed
 text, and which runs those tests of that file that reach the statement. `equivalent.txt` beside this
 script holds the survivors that no test can tell from the original, with their reasons.
@@ -35,14 +36,14 @@ EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 LIMIT = 150  # seconds; a mutant that takes longer never ends
 # The tests that must notice a mistake in a file.
 TESTS = {
-    "presets": "config", "tokenizer": "tokenizer",
+    "presets": "config training/optim", "tokenizer": "tokenizer",
     "config": "config properties training/optim priors/mini models",
     "attention/masks": "attention", "attention/dense": "attention dalle stages",
     "attention/__init__": "attention dalle", "dvae": "dvae", "transformer": "transformer dalle",
     "clip": "clip stages generate",
     "cache": "dalle generate", "dalle": "dalle generate",
     "train": "train training/checkpoints training/optim", "models": "models stages cli",
-    "generate": "generate image_prompts cli", "stages": "stages models cli",
+    "generate": "generate data/image_prompts cli", "stages": "stages models cli",
 }  # fmt: skip
 COMPARE = {
     ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE),
