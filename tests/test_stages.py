@@ -104,7 +104,7 @@ def test_the_dvaes_test_images_fit_whatever_their_size():
 RUN = get_config(
     "toy",
     [
-        *TINY, "data.n_train=24", "data.n_test=12",
+        *TINY, "data.n_train=8", "data.n_test=12",
         *(f"train_{s}.{f}" for s in ("dvae", "dalle", "clip")
           for f in ("steps=2", "batch_size=4", "warmup=0", "precision=float32")),
     ],
@@ -163,7 +163,7 @@ def test_first_codes_are_spread_over_images_of_the_training_set(tmp_path, monkey
     monkeypatch.setattr(stages, "spread_codes", lambda model, images, g: seen.append(images))
     train_stage(RUN, "dvae", tmp_path)
     train_set = data.load(RUN, "train")
-    assert torch.equal(seen[0], torch.stack([train_set[i][0] for i in range(24)]) / 255)
+    assert torch.equal(seen[0], torch.stack([train_set[i][0] for i in range(8)]) / 255)
 
 
 class Two(Alone):
