@@ -36,14 +36,15 @@ EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 LIMIT = 150  # seconds; a mutant that takes longer never ends
 # The tests that must notice a mistake in a file.
 TESTS = {
-    "presets": "config training/optim", "tokenizer": "tokenizer",
-    "config": "config properties training/optim priors/mini models",
-    "attention/masks": "attention", "attention/dense": "attention dalle stages",
-    "attention/__init__": "attention dalle", "dvae": "dvae", "transformer": "transformer dalle",
-    "clip": "clip stages generate",
-    "cache": "dalle generate", "dalle": "dalle generate",
-    "train": "train training/checkpoints training/optim", "models": "models stages cli",
-    "generate": "generate data/image_prompts cli", "stages": "stages models cli",
+    "presets": "config training/optim",
+    "config": "config properties training/optim priors/mini models attack/calls",
+    "tokenizer": "tokenizer attack/calls", "attention/masks": "attention attack/calls",
+    "attention/dense": "attention dalle stages", "attention/__init__": "attention dalle attack/calls",
+    "dvae": "dvae attack/calls", "clip": "clip stages generate data/lookalikes attack/calls",
+    "transformer": "transformer dalle attack/calls", "cache": "dalle generate",
+    "dalle": "dalle generate attack/calls", "models": "models stages cli",
+    "train": "train training/checkpoints training/optim stages attack/calls",
+    "generate": "generate data/image_prompts cli attack/calls", "stages": "stages models cli",
 }  # fmt: skip
 COMPARE = {
     ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE),
