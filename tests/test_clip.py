@@ -201,6 +201,28 @@ def test_the_temperature_is_clamped_after_an_update():
     assert math.log(100) == MAX_LOGIT_SCALE
 
 
+class Letters:
+    """Every letter is a token."""
+
+    def encode_batch(self, texts: list[str], length: int) -> torch.Tensor:
+        rows = [[ord(c) % 38 for c in text][:length] for text in texts]
+        return torch.tensor([row + [-1] * (length - len(row)) for row in rows])
+
+
+def test_a_score_is_the_cosine_of_caption_and_image_in_any_batches():
+    model, images = make(), some_batch(300)["images"]
+    model.tokenizer = Letters()
+    words = [f"{i:x} and more than fits"[: 1 + i % 20] for i in range(300)]  # 10 letters fit
+    with torch.no_grad():
+        ids = [pack_text(Letters().encode_batch([word], 10), SMALL) for word in words]
+        text = torch.cat([model.encode_text(row) for row in ids])
+        want = (model.encode_image(images) * text).sum(1)
+        alone = model.encode_image(images) @ text[3]
+    torch.testing.assert_close(model.score(words, images, batch_size=7), want)
+    torch.testing.assert_close(model.score(words, images), want)
+    torch.testing.assert_close(model.score(words[3:4], images), alone)
+
+
 def test_images_of_another_size_are_resampled():
     model = make()
     flat = torch.full((1, 3, 40, 40), 0.3)

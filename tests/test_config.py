@@ -6,7 +6,15 @@ import re
 
 import pytest
 
-from minidalle.config import PRESETS, DALLEConfig, DVAEConfig, MiniConfig, from_dict, get_config
+from minidalle.config import (
+    PRESETS,
+    DALLEConfig,
+    DVAEConfig,
+    MiniConfig,
+    from_dict,
+    from_json,
+    get_config,
+)
 
 
 def test_every_preset_fits_together():
@@ -136,12 +144,32 @@ def test_overrides_are_read_as_the_type_of_their_field():
         ("dalle.grid=9", "dalle.grid=9 must equal"),
         ("dvae.vocab_size=99", "dalle.image_vocab=256 must equal dvae.vocab_size=99"),
         ("tokenizer.vocab_size=600", "dalle.text_vocab=512 must equal"),
+        ("data.image_size=64", "data.image_size=64 must equal dvae.image_size=32"),
+        ("clip.image_size=64", "clip.image_size=64 must equal data.image_size=32"),
+        ("clip.vocab_size=513", "clip.vocab_size=513 must be at least 514"),
+        ("clip.context_length=25", "clip.context_length=25 must be at least 26"),
+        ("clip.vision_heads=5", "clip.vision_width=96 is not a multiple of clip.vision_heads=5"),
+        ("clip.text_heads=3", "clip.text_width=64 is not a multiple of clip.text_heads=3"),
+        ("clip.patch_size=5", "clip.image_size=32 is not a multiple of clip.patch_size=5"),
+        ("train_dalle.accumulate=5", "train_dalle.batch_size=32 is not a multiple of"),
+        ("train_clip.accumulate=2", "must be 1: the loss compares the whole batch"),
+        ("dalle.kernel=4", "dalle.kernel=4 must be odd"),
     ],
 )
 def test_a_wrong_override_is_named(override, message):
     with pytest.raises(ValueError) as error:
         get_config("toy", [override])
     assert message in str(error.value)
+
+
+def test_a_clip_for_a_folder_of_images_may_have_a_size_of_its_own():
+    assert get_config("own", ["clip.image_size=64"]).clip.image_size == 64
+
+
+@pytest.mark.parametrize("text", ["{", "", "[" * 100_000])
+def test_a_stored_configuration_that_is_no_json_is_refused(text):
+    with pytest.raises(ValueError, match="the configuration is not JSON"):
+        from_json(text)
 
 
 def test_an_unknown_preset_lists_the_known_ones():

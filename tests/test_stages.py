@@ -166,6 +166,18 @@ def test_first_codes_are_spread_over_images_of_the_training_set(tmp_path, monkey
     assert torch.equal(seen[0], torch.stack([train_set[i][0] for i in range(8)]) / 255)
 
 
+@pytest.mark.parametrize("cores, threads", [(None, 1), (1, 1), (2, 1), (7, 3), (8, 4)])
+def test_half_the_cores_are_used_unless_the_environment_says_otherwise(cores, threads, monkeypatch):
+    said = []
+    monkeypatch.setattr(torch, "set_num_threads", said.append)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    stages.use_half_the_cores()
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    stages.use_half_the_cores()
+    assert said == [threads]
+
+
 class Two(Alone):
     world = 2
 
