@@ -56,19 +56,27 @@ def _stub(name: str, **contents: object) -> None:
         vars(module).update(contents)
 
 
-def dalle_pytorch(config, **options) -> nn.Module | None:
-    """Build dalle-pytorch's DALLE at the sizes of a DALLEConfig, or return None without it."""
+def dalle_pytorch_package() -> types.ModuleType | None:
+    """Import dalle-pytorch's models, or return None without it."""
     if importlib.util.find_spec("dalle_pytorch") is None:
         return None
     empty = type("Empty", (), {})
     _stub("pkg_resources", get_distribution=lambda name: types.SimpleNamespace(version="0"))
     _stub("omegaconf", OmegaConf=empty)
+    _STUBS.add("taming")  # even where it is installed: it wants Lightning
     _stub("taming")
     _stub("taming.models")
     _stub("taming.models.vqgan", VQModel=empty, GumbelVQ=empty)
     for name in ("requests", "yaml", "PIL", "packaging", "packaging.version"):
         _stub(name, version=None)
-    peer = importlib.import_module("dalle_pytorch.dalle_pytorch")
+    return importlib.import_module("dalle_pytorch.dalle_pytorch")
+
+
+def dalle_pytorch(config, **options) -> nn.Module | None:
+    """Build dalle-pytorch's DALLE at the sizes of a DALLEConfig, or return None without it."""
+    peer = dalle_pytorch_package()
+    if peer is None:
+        return None
     vae = peer.DiscreteVAE(
         image_size=2 * config.grid, num_layers=1, num_tokens=config.image_vocab,
         codebook_dim=8, hidden_dim=8,

@@ -101,11 +101,17 @@ TOY = dict(
 # sample at temperature 1, four seeds of 256 captions: 91.4 % for seen pairs, 91.2 % for held-out.
 MINI_TOY = dict(prior="mini", dalle=dict(text_len=26, n_layers=3, glu_width=336))
 
-# scenes: as toy, with two objects and how they stand to each other. Not trained to the end yet.
+# scenes: as toy, with two objects and how they stand to each other; the dVAE's recipe is mnist's,
+# for with the toy's 41 codes were used and 69 % of the reconstructions read right. One thread,
+# 1,974 s (dVAE 401, prior 1,442, CLIP 143 by the logs); exact by the judge for
+# seen captions / held-out pairs / held-out bindings: reconstructions 98.8 / 98.0 / 99.6 %, one
+# sample 90.5 / 71.5 / 87.2 %, best of 16 98.4 / 87.5 / 97.9 %; README has GenEval's rows.
 SCENES = dict(
-    data=dict(name="scenes", n_train=40_000, n_test=2_000), dvae=dict(tau_steps=6000),
+    data=dict(name="scenes", n_train=40_000, n_test=2_000),
+    dvae=dict(beta=0.15, beta_steps=20, tau_steps=16_000, min_log_b=1.0),
     dalle=dict(text_len=30, n_layers=6), clip=dict(context_length=31),
-    train_dvae=dict(steps=6000), train_dalle=dict(steps=4500), train_clip=dict(steps=1500),
+    train_dvae=dict(steps=16_000, lr=2.5e-3, lr_end=2e-5), train_dalle=dict(steps=8000),
+    train_clip=dict(steps=1500),
 )
 
 # own: your own images with captions, 32 px, on a CPU: docs/your_images.md.

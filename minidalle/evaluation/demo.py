@@ -32,7 +32,7 @@ CAPTIONS = (
     "an orange hoop in the centre, large, on white",
 )
 CANDIDATES = 16
-N_OTHERS = 4  # samples shown beside the best
+N_SHOWN = 4  # samples shown beside the best, the first ones
 N_CAPTIONS, SEEDS = 32, 4  # of each kind for each seed, so 128; the shipped numbers take more
 
 
@@ -66,22 +66,21 @@ def run(
 
 
 def sheet(pipeline: Pipeline, judge: Judge, seed: int = 0):
-    """Draw CAPTIONS: a true image, its reconstruction, the best sample and others."""
+    """Draw CAPTIONS: a true image, its reconstruction, samples as they come, the best of all."""
     stated = [shapes.read_caption(caption) for caption in CAPTIONS]
     full = [{"position": "middle"} | a for a in stated]  # a true image needs a position
     true = shapes.render(full)
     rebuilt, _ = reconstruct(pipeline, true)
     drawn = draw_candidates(pipeline, CAPTIONS, CANDIDATES, seed)
-    ranked = drawn.scores.argsort(1, descending=True)  # (captions, candidates), best first
-    # The others are spread over the ranks, the last one included: nobody hides the failures.
-    ranks = [0, *torch.linspace(1, CANDIDATES - 1, N_OTHERS).round().int().tolist()]
-    rows = torch.arange(len(CAPTIONS))
     columns = [("true", true / 255), ("rebuilt", rebuilt)]
     notes = [["", mark] for mark in _marks(judge, rebuilt, full)]
-    for rank in ranks:
-        images = drawn.images[rows, ranked[:, rank]] / 255  # (captions, 3, H, W)
-        columns.append((f"rank {rank + 1}" if rank else f"best of {CANDIDATES}", images))
-        scores = drawn.scores[rows, ranked[:, rank]].tolist()
+    shown = {f"sample {i + 1}": torch.full((len(CAPTIONS),), i) for i in range(N_SHOWN)}
+    shown[f"best of {CANDIDATES}"] = drawn.scores.argmax(1)
+    rows = torch.arange(len(CAPTIONS))
+    for name, chosen in shown.items():
+        images = drawn.images[rows, chosen] / 255  # (captions, 3, H, W)
+        columns.append((name, images))
+        scores = drawn.scores[rows, chosen].tolist()
         for note, score, mark in zip(notes, scores, _marks(judge, images, stated), strict=True):
             note.append(f"{score:.2f} {mark}")
     captions = [

@@ -1,4 +1,4 @@
-"""The checkpoints of real images that come with a clone draw, are small, and are described."""
+"""The checkpoints that come with a clone draw, are small, and are described."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minidalle.cli import main
-from minidalle.data import digits
+from minidalle.data import digits, scenes
 from minidalle.evaluation.candidates import draw_candidates
 from minidalle.evaluation.judge import Judge
 from minidalle.generate import Pipeline
@@ -44,7 +44,18 @@ def test_most_samples_show_the_digit_and_the_colour_of_the_caption():
     assert sum(right) >= 20, "chance is 0.4 of 32"
 
 
-@pytest.mark.parametrize("name", PRESETS)
+def test_most_scenes_show_two_objects_where_the_caption_wants_them():
+    folder = SHIPPED / "scenes"
+    pipeline, judge = Pipeline.load(folder), Judge.load(folder / "judge")
+    drawn_from = scenes.draw(40, seed=3, split="bindings")
+    captions = [c for c in drawn_from.captions if scenes.read_caption(c).layout][:16]
+    drawn = draw_candidates(pipeline, captions, 2)
+    wanted = [scenes.read_caption(c) for c in captions for _ in range(2)]
+    marks = scenes.marks(judge.read(drawn.images.flatten(0, 1)), wanted)["position"]
+    assert sum(marks) >= 22, "of 32; chance is below one"
+
+
+@pytest.mark.parametrize("name", [*PRESETS, "scenes"])
 def test_they_are_small_whole_and_have_a_log_for_compare(name):
     folder = SHIPPED / name
     assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= MOST
@@ -62,3 +73,15 @@ def test_the_readme_states_the_numbers_of_their_report(name):
         shown = re.findall(r"([\d.]+) %", row)
         ways = ("rebuilt", "one", "best")
         assert shown == [f"{100 * found[way]['exact']['share']:.1f}" for way in ways]
+
+
+def test_the_readme_states_the_numbers_of_the_scenes():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    report = json.loads((SHIPPED / "scenes" / "report.json").read_text())
+    names = {"seen": "seen", "held_out": "held-out pair", "bindings": "held-out binding"}
+    assert f"{report['kinds']['seen']['n']} captions of each kind" in text
+    for kind, found in report["kinds"].items():
+        for way, title in (("one", "one sample"), ("best", "best of 16")):
+            row = next(r for r in text.splitlines() if r.startswith(f"| {names[kind]}, {title} |"))
+            shares = [found[way][name]["share"] for name in scenes.ROWS if name in found[way]]
+            assert re.findall(r"([\d.]+) \[", row) == [f"{100 * share:.1f}" for share in shares]
