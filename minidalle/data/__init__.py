@@ -46,31 +46,20 @@ def load(config: Config, split: str) -> Captioned | Stream:
 
 def version(config: Config) -> dict[str, str]:
     """Say which version of a drawn world a run learns from; of data that lie in files nothing."""
-    worlds = {
-        "shapes": (shapes, shapes.JITTER, shapes.SIZE_JITTER),
-        "scenes": (scenes, scenes.JITTER, scenes.RADIUS_JITTER),
-    }
-    if config.data.name not in worlds:
+    if config.data.name not in WORLDS:
         return {}
-    world, place, radius = worlds[config.data.name]
+    world = WORLDS[config.data.name]
     name = f"{config.data.name}, version {world.VERSION}"
-    return {"data": f"{name}, places moved by {place}, radii by {radius}"}
+    return {"data": f"{name}, places moved by {world.JITTER}, radii by {world.SIZE_JITTER}"}
 
 
-def load_shapes(split: str, data: DataConfig, seed: int) -> InMemory:
-    """Draw the toy world."""
-    if data.image_size != shapes.SIDE:
-        raise ValueError(f"shapes are drawn at {shapes.SIDE} pixels, got {data.image_size=}")
-    scenes = shapes.draw(data.n_train if split == "train" else data.n_test, seed, split)
-    return InMemory(scenes.images, scenes.captions, scenes.attributes, split)
-
-
-def load_scenes(split: str, data: DataConfig, seed: int) -> InMemory:
-    """Draw scenes of one to three objects; their attributes are `scenes.labels`."""
-    if data.image_size != scenes.SIDE:
-        raise ValueError(f"scenes are drawn at {scenes.SIDE} pixels, got {data.image_size=}")
-    drawn = scenes.draw(data.n_train if split == "train" else data.n_test, seed, split)
-    return InMemory(drawn.images, drawn.captions, [scenes.labels(s) for s in drawn.scenes], split)
+def load_world(split: str, data: DataConfig, seed: int) -> InMemory:
+    """Draw a world that is drawn by a program."""
+    world = WORLDS[data.name]
+    if data.image_size != world.SIDE:
+        raise ValueError(f"{data.name} are drawn at {world.SIDE} pixels, got {data.image_size=}")
+    drawn = world.draw(data.n_train if split == "train" else data.n_test, seed, split)
+    return InMemory(drawn.images, drawn.captions, drawn.attributes, split)
 
 
 def load_own(split: str, data: DataConfig, seed: int) -> Captioned | Stream:
@@ -92,9 +81,10 @@ def load_own(split: str, data: DataConfig, seed: int) -> Captioned | Stream:
     return dataset
 
 
+WORLDS = {"shapes": shapes, "scenes": scenes}
 LOADERS = {  # the names that config.data.name may have
-    "shapes": load_shapes,
-    "scenes": load_scenes,
+    "shapes": load_world,
+    "scenes": load_world,
     "mnist": load_digits,
     "fashion_mnist": load_digits,
     "cifar": load_cifar,

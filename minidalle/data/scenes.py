@@ -28,7 +28,7 @@ SPLITS = ("train", "test", "held_out", "bindings")
 
 VERSION = 1  # of this world: a run of another one is not gone on with
 RADIUS = 0.19  # of an object, as a share of SIDE
-RADIUS_JITTER = 0.08  # relative
+SIZE_JITTER = 0.08  # relative
 JITTER = 0.045  # of a centre, each way, as a share of SIDE
 LAYOUTS = {  # centres (x, y) as shares of SIDE, y grows downwards
     "one": ((0.5, 0.5),),
@@ -96,6 +96,11 @@ class Scenes:
     images: Tensor
     captions: list[str]
     scenes: list[Scene]
+
+    @property
+    def attributes(self) -> list[dict[str, str]]:
+        """The scenes as the answers of a judge, see `labels`."""
+        return [labels(scene) for scene in self.scenes]
 
 
 def binding_held_out(layout: str, first: tuple[str, str], second: tuple[str, str]) -> bool:
@@ -310,7 +315,7 @@ def render(scenes: list[Scene], rngs: list[np.random.Generator] | None = None) -
             shift, scale = (0.0, 0.0), 1.0
             if rngs:
                 shift = rngs[i].uniform(-reach, reach, 2)
-                scale = 1 + rngs[i].uniform(-RADIUS_JITTER, RADIUS_JITTER)
+                scale = 1 + rngs[i].uniform(-SIZE_JITTER, SIZE_JITTER)
             place = SIDE * (np.array(centre) + shift)
             share = shapes.cover(shape, place, SIDE * RADIUS * scale)[:, None]  # (P, 1)
             image += share * (np.array(COLOURS[colour]) - image)

@@ -197,7 +197,7 @@ def true_images(config: Config) -> tuple[Tensor | None, list[dict[str, str]]]:
     if name == "scenes":
         apart = [scenes.draw(n // 8, seed, split) for split in ("held_out", "bindings")]
         images = torch.cat([images, *(some.images for some in apart)])
-        attributes += [scenes.labels(s) for some in apart for s in some.scenes]
+        attributes += [a for some in apart for a in some.attributes]
     if digit:
         more = digits.draw(digits.load_things(name, "train"), n // 8, seed, "held_out")
         images = torch.cat([images, resize_all(more.images, config.data.image_size)])

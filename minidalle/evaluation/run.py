@@ -5,11 +5,12 @@ from pathlib import Path
 from minidalle import data
 from minidalle.config import Config, Typed, replace
 from minidalle.data.streams import Stream
+from minidalle.evaluation.candidates import draw_candidates
 from minidalle.evaluation.judge import find_judge
 from minidalle.evaluation.measure import Cases, cases_of, draw_all, evaluate, load_cases
 from minidalle.evaluation.protocol import OVERLAP, paper_protocol, protocol_tables, write_protocol
 from minidalle.evaluation.report import as_text, sheets, tables, write_report
-from minidalle.evaluation.vote import draw_vote
+from minidalle.evaluation.vote import write_vote
 from minidalle.generate import Pipeline
 from minidalle.models import read_model
 
@@ -72,8 +73,12 @@ def training_images(config: Config) -> Cases:
 
 
 def vote_between(runs: list[str], out: str | Path, n: int, seed: int, device: str = "cpu") -> Path:
-    """Write the page of a blind vote between two runs, on n captions of the first one's data."""
-    pipelines = {folder: Pipeline.load(folder, device=device) for folder in runs}
+    """Write the page of a blind vote between two runs, on n captions of the first one's data.
+
+    Each draws one image a caption, not chosen by CLIP. Returns the page's path.
+    """
+    pipelines = [Pipeline.load(folder, device=device) for folder in runs]
     _, config = read_model(Path(runs[0]) / "dalle")
     captions = next(iter(load_cases(replace(config, seed=seed), n).values())).captions
-    return draw_vote(out, captions, pipelines, seed)
+    drawn = [draw_candidates(pipeline, captions, 1, seed).first() for pipeline in pipelines]
+    return write_vote(out, captions, *drawn, names=runs, seed=seed)

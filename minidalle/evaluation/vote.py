@@ -17,11 +17,9 @@ import torch
 from torch import Tensor
 
 from minidalle import plot
-from minidalle.evaluation.candidates import draw_candidates
 from minidalle.evaluation.metrics import estimate
 from minidalle.evaluation.report import page
 from minidalle.files import write_text
-from minidalle.generate import Pipeline
 
 QUESTIONS = {"realism": ("left", "right"), "match": ("left", "right", "neither")}
 COLUMNS = ["vote", "voter", "item", "question", "answer"]
@@ -37,26 +35,12 @@ button:focus-visible, input:focus-visible { outline: 3px solid #0072b2; }
 """
 
 
-def draw_vote(
-    folder: str | Path, captions: Sequence[str], pipelines: dict[str, Pipeline], seed: int = 0
-) -> Path:
-    """Draw one image a caption with each of two runs, and write the page of the vote.
-
-    pipelines maps the runs' names to what draws. Images are not chosen by CLIP.
-    Returns the page's path. Raises ValueError unless there are two runs.
-    """
-    if len(pipelines) != 2:
-        raise ValueError(f"a vote compares two different runs, got {len(pipelines)}")
-    drawn = [draw_candidates(p, captions, 1, seed).first() for p in pipelines.values()]
-    return write_vote(folder, captions, *drawn, names=tuple(pipelines), seed=seed)
-
-
 def write_vote(
     folder: str | Path,
     captions: Sequence[str],
     first: Tensor,
     second: Tensor,
-    names: tuple[str, str],
+    names: Sequence[str],
     seed: int = 0,
 ) -> Path:
     """Write folder/vote.html and folder/vote_key.json.
@@ -71,7 +55,7 @@ def write_vote(
             f"one image of each run a caption, got {len(first)} and {len(second)} for {n}"
         )
     if names[0] == names[1]:
-        raise ValueError(f"the two runs need different names, got {names[0]!r} twice")
+        raise ValueError(f"a vote compares two different runs, got {names[0]!r} twice")
     # Shuffle the captions, and let a coin say for each which run stands left.
     generator = torch.Generator().manual_seed(seed)
     swap = torch.rand(n, generator=generator) < 0.5
