@@ -144,7 +144,9 @@ def test_evaluate_writes_numbers_for_a_run_and_the_judge(run, tmp_path, monkeypa
 
     if not (SHIPPED / "toy" / "judge" / "model.safetensors").is_file():
         pytest.fail("the judge's checkpoint is missing: run `make checkpoints`")
-    assert main(["evaluate", "--run", str(run), "-n", "4"]) == 0
+    monkeypatch.setattr("minidalle.evaluation.report.N_SHOWN", 2)
+    options = ["-n", "4", "--seeds", "1", "--candidates", "2"]
+    assert main(["evaluate", "--run", str(run), *options]) == 0
     assert "exact" in capsys.readouterr().out
     numbers = json.loads(next(run.rglob("report.json")).read_text())
     assert numbers

@@ -203,11 +203,11 @@ def figure_html(figure: Figure, alt: str) -> str:
     return f'<img src="{plot.data_uri(figure)}" alt="{escape(alt)}" width="{figure.bbox.width:g}">'
 
 
-def sample_sheet(cases: Cases, rebuilt: Tensor, drawn: Candidates, n: int = N_SHOWN) -> Figure:
+def sample_sheet(cases: Cases, rebuilt: Tensor, drawn: Candidates) -> Figure:
     """Lay out captions, true images, reconstructions, one sample, the best one."""
     kinds = {"true": cases.images, "rebuilt": rebuilt, "one sample": drawn.first()}
     columns = [*kinds.items(), ("best", drawn.best())]
-    captions = cases.captions[:n]
+    captions = cases.captions[:N_SHOWN]
     return plot.sample_sheet(captions, columns, [[""] * len(columns)] * len(captions))
 
 

@@ -28,7 +28,7 @@ def test_the_shipped_judge_reads_unseen_scenes(judge):
         assert mark["share"] >= 0.995, name
 
 
-@pytest.mark.slow  # 3 seconds to draw every rendering
+@pytest.mark.slow  # as test_matcher
 def test_the_judge_agrees_with_the_nearest_rendering(judge):
     """A second opinion with nothing learnt, on scenes that look like reconstructions."""
     scenes = true_scenes(100, UNSEEN + 1)

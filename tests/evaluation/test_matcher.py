@@ -7,6 +7,8 @@ from helpers import matcher
 from minidalle.data import shapes
 from minidalle.evaluation.judge import true_scenes
 
+pytestmark = pytest.mark.slow  # 3 seconds to draw every rendering
+
 
 @pytest.fixture(scope="module")
 def scenes():

@@ -42,14 +42,14 @@ def world(n: int, seed: int) -> Cases:
 @pytest.fixture(scope="module")
 def found(judge):
     """Four candidates a caption: noise, the true image twice over noise, and the true image."""
-    cases, training = world(60, 1), world(400, 0)
+    cases, training = world(30, 1), world(200, 0)
     training.images[5] = cases.images[7]  # one test image is in the training set
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randint(256, (60, 4, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    noise = torch.randint(256, (30, 4, 3, 32, 32), generator=generator, dtype=torch.uint8)
     true = cases.images[:, None].expand(-1, 4, -1, -1, -1)
     weight = torch.tensor([1.0, 0.4, 0.2, 0.0]).view(1, 4, 1, 1, 1)  # how much of it is noise
     images = (weight * noise + (1 - weight) * true).byte()
-    drawn = Candidates(images, torch.tensor([0.1, 0.2, 0.3, 0.4]).expand(60, 4))
+    drawn = Candidates(images, torch.tensor([0.1, 0.2, 0.3, 0.4]).expand(30, 4))
     pipeline = Pipeline(None, None, None, PixelEyes())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(protocol, "CAS_STEPS", 16)
@@ -77,7 +77,7 @@ def test_better_candidates_bring_the_distance_down_one_by_one(found):
 def test_what_the_training_set_holds_is_taken_out_and_the_rest_measured_again(found):
     assert found["overlap"]["removed"] == 1 and found["overlap"]["features"] == "CLIP"
     assert found["overlap"]["cosine"]["100%"] == pytest.approx(1, abs=1e-4)
-    assert found["all"]["n"] == 60 and found["without overlap"]["n"] == 59
+    assert found["all"]["n"] == 30 and found["without overlap"]["n"] == 29
     assert set(found["without overlap"]) == {"n", "blur", "best_of"}
 
 
@@ -96,12 +96,12 @@ def test_the_page_the_file_and_the_text_say_the_same(found, tmp_path):
     page = path.read_text(encoding="utf-8")
     text = as_text(protocol.protocol_tables({"held_out": found}))
     for words in (
-        "1 of 60 reach 0.99998",
+        "1 of 30 reach 0.99998",
         "frechet by the judge, over blur radius",
         "training images",
     ):
         assert words in page and words in text
-    assert "all (60 captions)" in text and "without overlap (59 captions)" in text
+    assert "all (30 captions)" in text and "without overlap (29 captions)" in text
 
 
 def test_without_a_judge_clip_s_features_measure_and_the_table_says_so():

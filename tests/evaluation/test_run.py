@@ -13,7 +13,7 @@ from minidalle.data import digits
 from minidalle.data.captioned import InMemory
 from minidalle.dvae import DiscreteVAE
 from minidalle.evaluation import judge as judges
-from minidalle.evaluation import protocol
+from minidalle.evaluation import protocol, report
 from minidalle.evaluation import run as runs
 from minidalle.evaluation.judge import find_judge, move, true_images
 from minidalle.evaluation.measure import load_cases
@@ -57,6 +57,7 @@ def folder(mnist, monkeypatch, tmp_path):
     pipeline.reranker.tokenizer = tokenizer
     monkeypatch.setattr(runs.Pipeline, "load", lambda folder, device="cpu": pipeline)
     monkeypatch.setattr(runs, "read_model", lambda folder: (None, mnist))
+    monkeypatch.setattr(report, "N_SHOWN", 2)
     return tmp_path / "mnist"
 
 

@@ -161,7 +161,9 @@ def test_a_whole_run_its_images_and_its_evaluation_on_a_gpu(kernels, tmp_path):
     assert "test_loss" in json.loads(log[-1])
 
 
-@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "weights", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.slow)]
+)
 def test_updates_in_the_backward_pass_stay_on_the_gpu(weights, kernels):
     ends = []
     for device in ("cpu", "cuda"):
@@ -227,6 +229,7 @@ def test_the_masks_of_flex_are_the_dense_ones_on_a_gpu(kind, size, kernels):
     assert seen.shape[-1] == -(-q.shape[2] // 128)
 
 
+@pytest.mark.slow
 def test_flex_compiles_as_many_kernels_as_it_is_asked_for_in_every_thread(monkeypatch):
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend="eager", **options))
