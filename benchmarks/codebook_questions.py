@@ -61,7 +61,7 @@ def see_everything(prior) -> None:
         attention.forward = forward
 
 
-def masks(updates: int = 40, batch: int = 4) -> list[dict]:
+def masks(updates: int = 16, batch: int = 2) -> list[dict]:
     """Seconds an update and loss of the same prior on pixels: sparse both ways, and causal."""
     tokenizer, rows = load(TOY, "tokenizer"), []
     images, captions = data.first(data.load(get_config("toy"), "train"), (updates + 8) * batch)
@@ -111,11 +111,11 @@ def verdict(images: Tensor, caption: str, wanted: dict, pipeline, judge: Judge) 
     return [score, sum(part["share"] for part in right.values()) / len(right), exact]
 
 
-def under_clip(steps: int = 240, n_captions: int = 16) -> dict:
+def under_clip(steps: int = 120, n_captions: int = 16) -> dict:
     """CLIP's score and the judge's verdict along a search of each caption; then best of k."""
     pipeline, judge, (cases, _) = Pipeline.load(TOY), find_judge("toy"), cases_of("toy")
     captions, wanted = cases.captions[:n_captions], cases.wanted[:n_captions]
-    marks = [m for m in (1, 2, 4, 8, 15, 30, 60, 120, 240) if m <= steps]
+    marks = [m for m in (1, 2, 4, 8, 15, 30, 60, 120) if m <= steps]
     curve, best = {m: [] for m in marks}, {k: [] for k in (1, 2, 4, 8, 16)}
     true = [
         verdict(cases.images[i : i + 1] / 255, captions[i], wanted[i], pipeline, judge)
@@ -191,7 +191,7 @@ def lowered() -> dict[str, float]:
     return bound(dvae, {"trained": prior}, cases.images / 255, text)
 
 
-def drawn_tokens(steps: int = 400) -> list[dict]:
+def drawn_tokens(steps: int = 120) -> list[dict]:
     """Two priors of the shipped dVAE, of the likeliest tokens and of drawn ones."""
     dvae, tokenizer, judge = load(TOY, "dvae"), load(TOY, "tokenizer"), find_judge("toy")
     (cases, pairs), rows = cases_of("toy"), []
@@ -238,7 +238,7 @@ def joint_loss(dvae, prior, batch: dict, step: int, generator) -> Tensor:
     return nll + beta * kl * dvae.tokens_per_value
 
 
-def joint(steps: int = 800, batch: int = 8) -> list[dict]:
+def joint(steps: int = 300, batch: int = 8) -> list[dict]:
     """As many updates of both stages at once and one after the other, from the same start."""
     config = get_config("toy", [
         f"dvae.tau_steps={steps}", f"dvae.beta_steps={steps * 2000 // 4800}",

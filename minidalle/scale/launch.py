@@ -210,9 +210,9 @@ def _sharded_dalle(config: Config, mesh: DeviceMesh, rank: int, short: bool = Fa
 
 def _copied(config: Config, stage: str, device: torch.device) -> nn.Module:
     """The dVAE or CLIP as every process has it: drawn from the same seed."""
-    model = models.build(config, stage).to(device)
-    if stage == "dvae" and hasattr(model, "after_update"):  # it would average its own part only
+    if stage == "dvae" and config.codebook != "dvae":  # each would average its own part only
         raise ValueError(f"codebook={config.codebook} is trained by one process, without torchrun")
+    model = models.build(config, stage).to(device)
     if stage == "clip":
         model.gather = lambda f: sharding.gather_features(f) if model.training else keep_local(f)
     return model

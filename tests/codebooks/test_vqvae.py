@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from minidalle.clip import keep_local
 from minidalle.codebooks.vqvae import VQVAE, Quantizer, nearest
 from minidalle.config import VQVAEConfig, get_config, replace
 from minidalle.files import load_tensors
+from minidalle.scale import launch
 from minidalle.stages import train_stage
 from minidalle.training.optim import Average
 from minidalle.training.spread import k_means
@@ -173,6 +175,7 @@ def test_the_error_is_a_mean_square_or_the_dvaes_likelihood():
         ["codebook=vqvae"],
         ["codebook=vqvae", "dvae.averages=false", "dvae.likelihood=laplace", "train_dvae.lr=1e-3"],
         ["codebook=palette"],
+        ["dvae.hard=true", "dvae.n_hid=8"],
         [  # stopped and resumed after the discriminator has begun
             "codebook=vqgan", "dvae.n_hid=4", "dvae.n_init=4", "dvae.disc_weight=0.8",
             "dvae.disc_start=2", "dvae.disc_layers=1", "dvae.disc_width=4", "dvae.revive=0.1",
@@ -212,6 +215,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(overrides, tmp_path, 
         load_tensors(tmp_path / n / "dvae/model.safetensors")[0] for n in ("whole", "parts")
     )
     assert whole.keys() == parts.keys() and len(whole) >= 1
+    assert (config.codebook == "vqgan") == any("adversary" in name for name in whole)
     for name, value in whole.items():
         assert torch.equal(value, parts[name]), name
 
@@ -230,3 +234,12 @@ def test_sizes_that_do_not_fit_are_refused_with_one_line(overrides, message):
     with pytest.raises(ValueError, match=message) as error:
         get_config("toy", overrides)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("codebook", ["vqvae", "vqgan", "palette"])
+def test_several_processes_are_refused_with_one_line(codebook):
+    config = get_config("toy", [f"codebook={codebook}"])
+    with pytest.raises(ValueError, match=f"^codebook={codebook} is trained by one process"):
+        launch._copied(config, "dvae", torch.device("cpu"))
+    clip = launch._copied(config, "clip", torch.device("cpu"))  # other stages are free to
+    assert clip.gather is not keep_local
