@@ -16,6 +16,7 @@ script holds the survivors that no test can tell from the original, with their r
 import argparse
 import ast
 import copy
+import hashlib
 import importlib
 import importlib.machinery
 import importlib.util
@@ -212,6 +213,12 @@ class Chooser:
         items.sort(key=lambda item: (str(item.path), self.seconds[item.nodeid]))
 
 
+def digest(name: str) -> str:
+    """Return what names a file of the street and its tests as they are now."""
+    texts = map(Path.read_bytes, [ROOT / "minidalle" / f"{name}.py", *map(Path, test_files(name))])
+    return f"{name} {hashlib.sha256(b''.join(texts)).hexdigest()[:16]}"
+
+
 def record(name: str) -> dict[str, dict[str, float]]:
     """Return for each line of a file, as text, the tests that run it and their seconds."""
 
@@ -356,20 +363,19 @@ def main() -> None:
     jobs = list(enumerate(choose(args.n, args.seed)))[len(rows) :]
     if args.again:
         jobs = survivors(rows)
-        kept.unlink(missing_ok=True)  # the tests have changed
     lines = json.loads(kept.read_text()) if kept.exists() else {}
     for done, (place, mutant) in enumerate(jobs):
         if time.monotonic() > end:
             print(f"{done} of {len(jobs)} done")
             break
         name = mutant["file"]
-        if name not in lines:
-            lines[name] = record(name)
+        if (state := digest(name)) not in lines:
+            lines[state] = record(name)
             kept.write_text(json.dumps(lines))
         began = time.monotonic()
         row = {k: v for k, v in mutant.items() if k != "text"}
         first, last = mutant["span"]
-        found = [lines[name].get(str(line), {}) for line in range(first, max(first, last) + 1)]
+        found = [lines[state].get(str(line), {}) for line in range(first, max(first, last) + 1)]
         tests = {test: seconds for part in found for test, seconds in part.items()}
         row["by"] = judge(mutant, tests) if tests else ""
         row["seconds"] = round(time.monotonic() - began, 1)
