@@ -49,6 +49,7 @@ HELP = {
     "demo": "all stages in a row on the toy world, then a sheet of samples",
 }
 
+SCALE = ("compress", "fixed_q", "update_in_backward", "bfloat16_weights", "float16")
 N_TESTS = 200  # test images whose nearest training image is looked for
 
 
@@ -236,8 +237,7 @@ def run_model(args: argparse.Namespace) -> None:
     if getattr(args, "model", None):
         return generate.take_codebook(args, _run_folder(args) / "dvae")
     config, run = _config(args), _run_folder(args)
-    options = (args.update_in_backward, args.bfloat16_weights, args.float16, args.fixed_q)
-    needs_scale = any(options) or args.compress
+    needs_scale = any(getattr(args, name) for name in SCALE)
     if needs_scale and "WORLD_SIZE" not in os.environ:
         raise ValueError("the options under 'under torchrun only' need torchrun; see docs/launch")
     resized = "WORLD_SIZE" in os.environ and any(run.glob(f"{stage}/checkpoints/step-*/"))
@@ -260,11 +260,8 @@ def _run_sharded(args: argparse.Namespace, config: Config, run: Path) -> None:
     """Train one stage over the processes that torchrun started."""
     from minidalle.scale import launch  # the only way to torch.distributed
 
-    launch.train_stage(
-        config, args.verb, run, args.device, fresh=args.fresh, tensorboard=args.tensorboard,
-        nodes=args.nodes, compress=args.compress, update_in_backward=args.update_in_backward,
-        float16=args.float16, fixed_q=args.fixed_q, bfloat16_weights=args.bfloat16_weights,
-    )  # fmt: skip
+    options = launch.Options(args.nodes, **{name: getattr(args, name) for name in SCALE})
+    launch.train_stage(config, args.verb, run, args.device, args.fresh, args.tensorboard, options)
     if launch.is_main():
         print(f"Wrote {run / args.verb}. Next: {_next_command(args.verb, args, config)}")
     launch.finish()

@@ -10,7 +10,7 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, sections 2.4 and 2.5.
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -43,6 +43,42 @@ def is_main() -> bool:
 def count_nodes() -> int:
     """Number of machines that torchrun was started on."""
     return int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line offers under torchrun only, by the names of its options.
+
+    nodes: machines, among which slices are repeated; None asks torchrun. compress: rank of PowerSGD
+    between them (-1: the paper's for this width; 0: none). fixed_q: compress as the paper does, see
+    powersgd.compress. update_in_backward: the optimiser of memory.py. bfloat16_weights: of the
+    blocks, rounded stochastically by it. float16: with a gradient scale per resblock, not bfloat16.
+    """
+
+    nodes: int | None = None
+    compress: int = 0
+    fixed_q: bool = False
+    update_in_backward: bool = False
+    bfloat16_weights: bool = False
+    float16: bool = False
+
+    def check(self, stage: str, training: TrainConfig) -> None:
+        """Raise ValueError where one needs or excludes another, or the stage."""
+        if self.fixed_q and not self.compress:
+            raise ValueError("fixed_q says how to compress: set compress (--compress -1), too")
+        if self.bfloat16_weights and not self.update_in_backward:
+            raise ValueError("bfloat16_weights are rounded by update_in_backward: set that, too")
+        if stage != "dalle" and (self.compress or self.update_in_backward or self.float16):
+            raise ValueError(f"compress, update_in_backward and float16 are for dalle, not {stage}")
+        if self.float16 and self.update_in_backward:
+            raise ValueError(
+                "float16 skips an update when any gradient overflows, but update_in_backward has "
+                "moved later blocks by then, and nothing is left to undo it: use bfloat16"
+            )
+        if self.update_in_backward and training.muon_lr:
+            raise ValueError("update_in_backward is AdamW for all: set train_dalle.muon_lr=0")
+        if self.float16 and training.compile:
+            raise ValueError("float16 works by hooks in the blocks: set train_dalle.compile=false")
 
 
 class Team(Alone):
@@ -155,33 +191,6 @@ def _mean(values: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
-def _check_options(
-    stage: str,
-    compress: int,
-    update_in_backward: bool,
-    float16: bool,
-    compile: bool = False,
-    fixed_q: bool = False,
-    bfloat16_weights: bool = False,
-    muon: bool = False,
-) -> None:
-    if fixed_q and not compress:
-        raise ValueError("fixed_q says how to compress: set compress (--compress -1), too")
-    if bfloat16_weights and not update_in_backward:
-        raise ValueError("bfloat16_weights are rounded by update_in_backward: set that, too")
-    if stage != "dalle" and (compress or update_in_backward or float16):
-        raise ValueError(f"compress, update_in_backward and float16 are for dalle, not {stage}")
-    if float16 and update_in_backward:
-        raise ValueError(
-            "float16 skips an update when any gradient overflows, but update_in_backward has moved "
-            "later blocks by then, and nothing is left to undo it: use bfloat16, the default"
-        )
-    if update_in_backward and muon:
-        raise ValueError("update_in_backward is AdamW for all: set train_dalle.muon_lr=0")
-    if float16 and compile:
-        raise ValueError("float16 works by hooks inside the blocks: set train_dalle.compile=false")
-
-
 def _check_batch(batch_size: int, accumulate: int) -> None:
     world = dist.get_world_size()
     if batch_size % (world * accumulate):
@@ -222,57 +231,43 @@ def train_stage(
     config: Config,
     stage: str,
     run: str | Path,
-    device: str | None = None,
-    fresh: bool = False,
-    tensorboard: bool = False,
-    *,
-    nodes: int | None = None,
-    compress: int = 0,
-    update_in_backward: bool = False,
-    float16: bool = False,
-    fixed_q: bool = False,
-    bfloat16_weights: bool = False,
+    device: str | None,
+    fresh: bool,
+    tensorboard: bool,
+    options: Options,
 ) -> dict[str, float]:
     """Train 'dvae', 'dalle' or 'clip' into run/<stage> on all processes; see stages.train_stage.
 
-    nodes: machines, among which slices are repeated; None asks torchrun. compress: rank of
-    PowerSGD between them (-1: the paper's for this width; 0: none). update_in_backward: the
-    optimiser of memory.py. float16: with a gradient scale per resblock, not bfloat16. fixed_q:
-    compress as the paper does, see powersgd.compress. bfloat16_weights: of the blocks, rounded
-    stochastically by update_in_backward.
     An update sees the batch that one process would see. Returns the last metrics, on every
     process. Raises ValueError where the batch does not divide, or something needs DALLE.
     """
     if stage == "dalle" and config.prior != "dalle":
         raise ValueError(f"several processes train prior=dalle only, got prior={config.prior}")
-    training = getattr(config, f"train_{stage}")
-    _check_options(
-        stage, compress, update_in_backward, float16, training.compile, fixed_q, bfloat16_weights,
-        muon=training.muon_lr > 0,
-    )  # fmt: skip
-    if float16:
+    training, compress = getattr(config, f"train_{stage}"), options.compress
+    options.check(stage, training)
+    if options.float16:
         training = replace(training, precision="float32")  # beside the blocks
         config = replace(config, train_dalle=training)
     # The model of this process: a slice of DALLE, or a copy of another.
     here = sharding.start(device)
     _check_batch(training.batch_size, training.accumulate)
-    mesh = sharding.make_mesh(here.type, nodes or count_nodes())
+    mesh = sharding.make_mesh(here.type, options.nodes or count_nodes())
     rank = powersgd.paper_rank(config.dalle.width) if compress < 0 else compress
     if stage == "dalle":
-        model = _sharded_dalle(config, mesh, rank, bfloat16_weights)
+        model = _sharded_dalle(config, mesh, rank, options.bfloat16_weights)
     else:
         model = _copied(config, stage, here)
     # What knows of the other processes, with a state of its own in checkpoints.
     team, local = Team(model, training), {}
-    if float16:
+    if options.float16:
         local["scales"] = team.scales = precision.ResblockScales(model)
         team.max_bad = MAX_BAD_HALF
     if rank:
-        how = {"q": "fixed", "short_errors": True} if fixed_q else {}
+        how = {"q": "fixed", "short_errors": True} if options.fixed_q else {}
         local["powersgd"] = powersgd.compress(
             model, mesh, rank, team.is_last_part, scales=team.scales, **how
         )
-    if update_in_backward:
+    if options.update_in_backward:
         team.updater = memory.backward_adamw(model, training, config.seed)
         team.host_average = mesh["shard"].size() == 1  # one GPU has no memory to spare
     folder = Path(run) / stage / "checkpoints"

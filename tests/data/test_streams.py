@@ -177,7 +177,7 @@ def test_the_data_and_the_first_stage_take_a_stream(tmp_path, urls, capsys):
 
 @pytest.mark.slow
 def test_a_run_is_measured_on_a_stream(tmp_path, urls, monkeypatch):
-    monkeypatch.setattr("minidalle.cli.N_NEIGHBOURS", 8)
+    monkeypatch.setattr("minidalle.evaluation.run.N_TRAINING", 8)
     toy = str(shutil.copytree(SHIPPED / "toy", tmp_path / "toy"))
     own = ["--data", "::".join(urls), "-n", "2", "--candidates", "1"]
     assert main(["evaluate", "--run", toy, *own]) == 0

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.tiny_prior import TINY, batch
 
+from minidalle.config import TrainConfig
 from minidalle.dalle import DALLE
 from minidalle.generate import sample
 from minidalle.scale import launch, precision
@@ -132,21 +133,20 @@ def test_a_flat_slice_is_divided_where_it_carries_a_scale():
         assert (part == (1 if ".norm." in name else wanted[name.split(".")[0]])).all(), name
 
 
-def test_float16_and_updates_in_the_backward_pass_exclude_each_other():
-    with pytest.raises(ValueError, match="nothing is left to undo it: use bfloat16"):
-        launch._check_options("dalle", 0, update_in_backward=True, float16=True)
-    launch._check_options("dalle", -1, update_in_backward=False, float16=True)
-    with pytest.raises(ValueError, match=r"train_dalle\.compile=false"):
-        launch._check_options("dalle", 0, False, float16=True, compile=True)
-
-
-def test_options_of_an_option_need_it():
-    with pytest.raises(ValueError, match="set compress"):
-        launch._check_options("dalle", 0, False, False, fixed_q=True)
-    with pytest.raises(ValueError, match="muon_lr=0"):
-        launch._check_options("dalle", 0, update_in_backward=True, float16=False, muon=True)
-    with pytest.raises(ValueError, match="set that, too"):
-        launch._check_options("dalle", 0, False, False, bfloat16_weights=True)
+@pytest.mark.parametrize(
+    "said, training, message",
+    [
+        ({"update_in_backward": True, "float16": True}, {}, "nothing is left to undo it"),
+        ({"float16": True}, {"compile": True}, r"train_dalle\.compile=false"),
+        ({"fixed_q": True}, {}, "set compress"),
+        ({"update_in_backward": True}, {"muon_lr": 0.01}, "muon_lr=0"),
+        ({"bfloat16_weights": True}, {}, "set that, too"),
+    ],
+)
+def test_options_that_need_or_exclude_another_are_refused(said, training, message):
+    with pytest.raises(ValueError, match=message):
+        launch.Options(**said).check("dalle", TrainConfig(3, 4, 1e-2, **training))
+    launch.Options(compress=-1, float16=True).check("dalle", TrainConfig(3, 4, 1e-2))
 
 
 def test_scales_are_saved_and_restored():
