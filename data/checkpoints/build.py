@@ -3,6 +3,7 @@
     python data/checkpoints/build.py [--preset mnist] [--keep-judge] [--keep-run] [--judge-only]
 
 Every stage of a preset by the commands' own code, and the judge; weights are stored in 16 bit.
+A preset of BORROWS trains its prior alone, on the shipped tokenizer and dVAE of another.
 Real data are looked for as data/README.md says.
 """
 
@@ -38,6 +39,8 @@ N_STYLES = 4  # samples of one caption on a sheet
 N_SHOWN = 8  # reconstructions on a sheet
 N_TOKENS = 256  # images of each kind whose tokens are shipped
 N_LINES = 60  # of a shipped log for each kind of line
+STAGES = ("tokenizer", "dvae", "dalle", "clip")
+BORROWS = {"mini_toy": "toy"}  # presets that differ in the prior alone: whose tokenizer and dVAE
 SHEETS = {
     "mnist": (
         "a red seven on a white background",
@@ -81,7 +84,7 @@ def build_judge(config: Config, folder: Path) -> None:
 
 def train(config: Config, run: Path) -> None:
     """Train every stage that is not trained yet."""
-    for stage in ("tokenizer", "dvae", "dalle", "clip"):
+    for stage in STAGES:
         if not stages.finished(run, stage, config):
             if stage == "tokenizer":
                 stages.train_tokenizer(config, run)
@@ -156,9 +159,9 @@ def rebuild(config: Config, run: Path, judge: Judge) -> dict[str, dict[str, floa
     return numbers
 
 
-def ship(run: Path, folder: Path, others: tuple[str, ...]) -> None:
+def ship(run: Path, folder: Path, others: tuple[str, ...] = (), stages: tuple = STAGES) -> None:
     """Copy the products of a run, weights as float16, logs thinned, and the files in `others`."""
-    for stage in ("tokenizer", "dvae", "dalle", "clip"):
+    for stage in stages:
         (folder / stage).mkdir(parents=True, exist_ok=True)
         if stage == "tokenizer":
             shutil.copyfile(run / stage / "config.json", folder / stage / "config.json")
@@ -197,11 +200,19 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     config, run, folder = get_config(args.preset), RUNS / args.preset, HERE / args.preset
-    if not args.keep_judge:
+    borrowed = BORROWS.get(args.preset)
+    if not (args.keep_judge or borrowed):
         build_judge(config, folder / "judge")
     if args.judge_only:
         return
-    if args.preset == "toy":
+    if borrowed:
+        for stage in ("tokenizer", "dvae"):
+            for place in (run, folder):
+                shutil.copytree(HERE / borrowed / stage, place / stage, dirs_exist_ok=True)
+        if not (args.keep_run and (run / "dalle" / "model.safetensors").is_file()):
+            print(stages.train_stage(config, "dalle", run, fresh=not args.keep_run), flush=True)
+        ship(run, folder, stages=("dalle",))
+    elif args.preset == "toy":
         options = dict(fresh=not args.keep_run, n=TOY_CAPTIONS, seeds=TOY_SEEDS)
         demo.run(config, run, folder / "judge", **options)
         ship(run, folder, ("demo.json", "demo.png"))

@@ -15,9 +15,10 @@ from minidalle.config import MiniConfig
 from minidalle.tokenizer import PAD
 from minidalle.transformer import LayerNorm, initial_value
 
-# BART's start- and end-of-text. In our own tokenizer they are two control characters, which no
-# normalised caption holds.
-START, END = 0, 2
+# BART's start, pad and end; its pads are seen by no one, so their id can stand for a hidden token.
+# In our own tokenizer they are control characters, which no normalised caption holds.
+START, HIDDEN, END = 0, 1, 2
+HIDE = 0.3  # share of caption tokens hidden in denoising, BART's
 
 Pair = tuple[Tensor, Tensor]  # keys and values, each (B, H, T, K)
 
@@ -190,15 +191,32 @@ class Mini(nn.Module):
         """Return the mean -ln p of an image token, in nats, and the same under its name.
 
         batch: "text" (B, L - 2), "tokens" (B, N). In training, `caption_dropout` empties captions
-        with draws from `generator`.
+        with draws from `generator`; before update `denoise_steps` only the encoder learns, and the
+        loss is that of `rebuild`, called "text_nats".
         """
-        text, share = batch["text"], self.config.caption_dropout
-        if self.training and share:
-            device = generator.device if generator else text.device
-            draws = torch.rand(len(text), 1, generator=generator, device=device).to(text.device)
-            text = text.masked_fill(draws < share, PAD)
+        text, c = batch["text"], self.config
+        where = generator.device if generator else text.device
+        if self.training and step < c.denoise_steps:
+            draws = torch.rand(text.shape, generator=generator, device=where).to(text.device)
+            loss = self.rebuild(text, draws < HIDE)
+            return loss, {"text_nats": loss.detach()}
+        if self.training and c.caption_dropout:
+            draws = torch.rand(len(text), 1, generator=generator, device=where).to(text.device)
+            text = text.masked_fill(draws < c.caption_dropout, PAD)
         loss = self.nats(text, batch["tokens"]).mean()
         return loss, {"image_nats": loss.detach()}
+
+    def rebuild(self, text: Tensor, hidden: Tensor) -> Tensor:
+        """Denoising, as BART was trained: -ln p of a token that the encoder has not seen, in nats.
+
+        text: (B, L - 2) int64; hidden, bool like it: which tokens to hide and to rebuild, by the
+        table of embeddings. Returns their mean; 0 where none is hidden.
+        """
+        hidden = hidden & (text != PAD)
+        states, _ = self.encode(text.masked_fill(hidden, HIDDEN))
+        logits = states[:, 1:-1][hidden] @ self.text_embedding.weight.T  # (hidden, ids)
+        nats = F.cross_entropy(logits.float(), text[hidden], reduction="sum")
+        return nats / hidden.sum().clamp(min=1)
 
     @torch.no_grad()
     def log_likelihood(self, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:

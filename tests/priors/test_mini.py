@@ -197,6 +197,31 @@ def test_dropped_captions_are_empty_ones_and_only_in_training():
     assert dropped == pytest.approx(model.loss(empty)[0].item()) != pytest.approx(told)
 
 
+def test_denoising_is_the_cross_entropy_of_hidden_tokens_alone():
+    model, text = make_small(), captions([5, 6, 7], [8])
+    hidden = torch.tensor([[True, False, True, True, True], [False] * 5])
+    ids = torch.tensor([[1, 6, 1, -1, -1], [8, -1, -1, -1, -1]])  # 1 stands for a hidden token
+    states, _ = model.encode(ids)
+    ln_p = (states @ model.text_embedding.weight.T).log_softmax(-1)
+    want = -(ln_p[0, 1, 5] + ln_p[0, 3, 7]) / 2
+    torch.testing.assert_close(model.rebuild(text, hidden), want)
+    assert model.rebuild(text, torch.zeros_like(hidden)) == 0
+
+
+def test_first_only_the_encoder_learns_then_the_prior():
+    model, g = make_small(denoise_steps=2, caption_dropout=0.1).train(), seeded()
+    batch = {"text": captions([1, 2], [3, 4, 5]), "tokens": torch.randint(12, (2, 16), generator=g)}
+    loss, metrics = model.loss(batch, 1, g)
+    loss.backward()
+    moved = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert metrics == {"text_nats": loss} and "text_positions.weight" in moved
+    assert moved == {
+        name for name, _ in model.named_parameters() if name.startswith(("text_", "enc"))
+    }
+    assert "image_nats" in model.loss(batch, 2, g)[1]
+    assert "image_nats" in model.eval().loss(batch, 0)[1]  # what is measured stays the same
+
+
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"expected text \(B, 5\) and image \(B, 16\)"):
         make_small()(captions([1])[:, :4], torch.zeros(1, 16, dtype=torch.int64))
