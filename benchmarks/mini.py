@@ -7,7 +7,11 @@ the caption's keys and values again for every token. Each case runs in a process
 gives the peak memory; the cases take turns. Time is processor seconds, the least of the rounds.
 Run: OMP_NUM_THREADS=1 python benchmarks/mini.py [--tokens 256] [--rounds 2] [--images 1 8]
 --tokens below 256: draw only the last so many, where our keys are most, and scale to 256.
+--model mindalle: another published prior at its full size, without min-dalle beside it.
 Target: 1.5 times as fast as min-dalle, for one image and for eight.
+int8 is torch.ao's dynamic quantisation of all linear maps. `generate` does not offer it: torch 2.13
+warns that it and the tensors that it makes will be removed, and its other road,
+torch._weight_int8pack_mm, is private.
 """
 
 import argparse
@@ -23,9 +27,9 @@ import torch
 from peers import MIN_DALLE, min_dalle_halves
 from torch import nn
 
+from minidalle import published
 from minidalle.config import MiniConfig
 from minidalle.generate import draw, guide
-from minidalle.priors.mini import Mini
 from minidalle.tokenizer import PAD
 
 CELLS, TOP_K, GUIDANCE = 256, 256, 16.0
@@ -42,23 +46,23 @@ def filled(model: nn.Module) -> nn.Module:
     return model
 
 
-def ours(case: str, n: int, tokens: int) -> tuple[Callable, Callable]:
+def ours(model: str, case: str, n: int, tokens: int) -> tuple[Callable, Callable]:
     """Return what reads the caption and what draws the last tokens of n images."""
     with torch.device("meta"):
-        prior = Mini(MiniConfig())
+        prior = published.make(model, "prior").prior
     prior = filled(prior).to(torch.bfloat16 if case == "bfloat16" else torch.float32)
     if case == "int8":
         prior = torch.ao.quantization.quantize_dynamic(prior, {nn.Linear}, torch.qint8)
     caption = torch.tensor([WORDS + [PAD] * (prior.caption_len - len(WORDS))])
     text = torch.cat([caption, prior.null_text(1)])
-    known = torch.randint(prior.image_vocab, (1, 1, CELLS - tokens))
+    known = torch.randint(prior.image_vocab, (1, 1, prior.grid**2 - tokens))
 
     def read() -> None:
         prior.decoder(text, n, known[..., :0])
 
     def write() -> Callable:
         decoder, last = prior.decoder(text, n, known), None
-        if tokens < CELLS:
+        if known.shape[-1]:
             last = known[0, :, -1].expand(2 * n)
 
         def run(last=last) -> None:
@@ -105,9 +109,9 @@ def theirs(n: int, tokens: int) -> tuple[Callable, Callable]:
 
 
 @torch.no_grad()
-def measure(case: str, n: int, tokens: int) -> dict[str, float]:
+def measure(model: str, case: str, n: int, tokens: int) -> dict[str, float]:
     """Return the processor seconds of n images, and the peak memory of this process in GB."""
-    read, write = theirs(n, tokens) if case == "min-dalle" else ours(case, n, tokens)
+    read, write = theirs(n, tokens) if case == CASES[0] else ours(model, case, n, tokens)
     read(), write()  # to warm up
 
     def seconds(run: Callable) -> float:
@@ -117,7 +121,7 @@ def measure(case: str, n: int, tokens: int) -> dict[str, float]:
 
     reading, writing = seconds(read), seconds(write())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    return {"seconds": reading + writing * CELLS / tokens, "peak": peak}
+    return {"token": writing / tokens, "seconds": reading + writing * CELLS / tokens, "peak": peak}
 
 
 def main() -> None:
@@ -125,29 +129,36 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=CELLS)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--images", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--model", default="dalle-mini", help="a prior on 16 x 16 tokens")
+    parser.add_argument("--cases", choices=CASES, nargs="+", default=CASES)
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     a = parser.parse_args()
     torch.set_num_threads(1), torch.manual_seed(0)
     warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated")
     if a.case:
-        return print(json.dumps(measure(a.case, a.images[0], a.tokens)))
-    if min_dalle_halves(MiniConfig(), "meta") is None:
+        return print(json.dumps(measure(a.model, a.case, a.images[0], a.tokens)))
+    print(published.describe(a.model, torch.float32, "prior"))
+    cases = list(a.cases)
+    if CASES[0] in cases and (
+        a.model != "dalle-mini" or not min_dalle_halves(MiniConfig(), "meta")
+    ):
         print(MIN_DALLE)
-    cases = [c for c in CASES if c != "min-dalle" or min_dalle_halves(MiniConfig(), "meta")]
+        cases.remove(CASES[0])
     for n in a.images:
-        best = {case: {"seconds": float("inf"), "peak": float("inf")} for case in cases}
+        best = {case: dict.fromkeys(("token", "seconds", "peak"), float("inf")) for case in cases}
         for _ in range(a.rounds):
             for case in cases:
                 call = [sys.executable, __file__, "--case", case, "--images", str(n)]
-                call += ["--tokens", str(a.tokens)]
+                call += ["--tokens", str(a.tokens), "--model", a.model]
                 done = subprocess.run(call, capture_output=True, text=True, check=True)
                 found = json.loads(done.stdout.splitlines()[-1])
                 best[case] = {key: min(best[case][key], found[key]) for key in found}
         for case, found in best.items():
             faster = best[cases[0]]["seconds"] / found["seconds"]
             print(
-                f"{n} image(s), {case:10} {found['seconds'] / n:7.2f} s an image, "
-                f"x{faster:5.2f}, peak {found['peak']:.2f} GB",
+                f"{n} image(s), {case:10} {found['token']:6.3f} s a token, "
+                f"{found['seconds'] / n:7.2f} s an image, x{faster:5.2f}, "
+                f"peak {found['peak']:.2f} GB",
                 flush=True,
             )
 

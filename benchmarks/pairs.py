@@ -34,8 +34,8 @@ RADIUS, HEIGHTS = 6.2, (8.0, 24.0)  # pixels: of an object, and of the two objec
 FORMS = ("the same thing, in {}, below", "below, the same thing in {}", "the same in {}")
 N_TRAIN, N_TEST = 8000, 256  # images
 SIZES = [
-    "data.name=folder", "dvae.beta_steps=1", "dvae.tau_steps=1", "dvae.spread_codes=false",
-    "dalle.text_len=17", "train_dvae.steps=2400", "train_dvae.lr=1e-3", "train_dalle.steps=1500",
+    "data.name=folder", "dvae.spread_codes=false",
+    "dalle.text_len=17", "train_dvae.steps=1600", "train_dvae.lr=1e-3", "train_dalle.steps=1200",
 ]  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def measure(run: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, default=HERE.parent / "runs" / "pairs")
+    parser.add_argument("--run", type=Path, default=Path("runs/pairs"))
     parser.add_argument("--ship", action="store_true")
     a = parser.parse_args()
     torch.set_num_threads(1)
