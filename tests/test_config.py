@@ -59,8 +59,8 @@ def test_the_12b_preset_is_the_paper():
 # Numbers of which 0, or nothing below, is allowed: all others must be above 0.
 RANGES = {
     (0, 1): "dropout text_weight caption_dropout fall ema_decay lookalikes rebuilt revive",
-    (0, math.inf): "min_caption max_aspect beta commitment disc_weight disc_start residual_init "
-    "lr_end warmup lr_steps muon_lr weight_decay clip_norm clip_variance keep seed",
+    (0, math.inf): "min_caption max_aspect beta commitment disc_weight disc_start denoise_steps "
+    "residual_init lr_end warmup lr_steps muon_lr weight_decay clip_norm clip_variance keep seed",
     (-math.inf, math.inf): "min_log_b",
     (0, 0.9999): "decay",
     (0, 16): "n_pools",

@@ -16,6 +16,7 @@ from minidalle.codebooks.vqgan import VQGAN
 from minidalle.config import MiniConfig, VQGANConfig
 from minidalle.priors.mini import END, START, Mini
 from minidalle.published.weights import Parts, fill, naming, pick, read_merges, read_state
+from minidalle.published.words import Words
 from minidalle.tokenizer import Cache, apply_merges
 
 MINI = MiniConfig()
@@ -46,18 +47,21 @@ NO_GAIN = (
 )  # fmt: skip
 
 
-class BARTTokenizer:
+class BARTTokenizer(Words):
     """Byte-pair encoding of lower-case words, as min-dalle does it; each begins with 'Ġ'.
 
     Accents are taken off and emoji are spelt out by their Unicode names; min-dalle drops the
     letters under accents. What is left beyond ASCII is dropped.
     """
 
+    mark = "Ġ"
+
     def __init__(self, vocab: dict[str, int], merges: Sequence[tuple[str, str]]):
         """vocab: subword -> id; merges: pairs of subwords, best first."""
         if [vocab.get(mark) for mark in ("<s>", "</s>")] != [START, END] or "<unk>" not in vocab:
             raise ValueError(f"'<s>' must be {START}, '</s>' {END}, and there must be an '<unk>'")
         self.vocab, self.vocab_size = vocab, len(vocab)
+        self.symbols = {i: subword for subword, i in vocab.items()}
         self._subwords: list[str] = []
         self._numbers: dict[str, int] = {}
         pairs = [tuple(map(self._symbol, pair)) for pair in merges]

@@ -18,6 +18,7 @@ from minidalle.published.causal import CausalPrior, Sizes
 from minidalle.published.vqgan import F16_16384, read_vqgan
 from minidalle.published.vqgan import make as make_vqgan
 from minidalle.published.weights import Parts, fill, naming, read_merges, read_state
+from minidalle.published.words import Words
 from minidalle.tokenizer import PAD, Cache, apply_merges
 
 MINDALLE = Sizes(
@@ -101,8 +102,10 @@ class MinDALLE(CausalPrior):
         return self.head_img(self.ln_f(x))
 
 
-class CharBPE:
+class CharBPE(Words):
     """Byte-pair encoding over characters; the last symbol of each word carries '</w>'."""
+
+    mark = END
 
     def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]]):
         """Raises ValueError where a merge or '[UNK]' is not in the vocabulary."""
@@ -110,6 +113,7 @@ class CharBPE:
             if symbol not in vocab:
                 raise ValueError(f"{symbol!r} is not in the vocabulary")
         self.vocab, self.unknown = vocab, vocab["[UNK]"]
+        self.symbols = {i: symbol for symbol, i in vocab.items()}
         self.pad = vocab.get("[PAD]", len(vocab))
         self.vocab_size = max(len(vocab), self.pad + 1)
         self._ranks = {(vocab[a], vocab[b]): rank for rank, (a, b) in enumerate(merges)}

@@ -18,6 +18,7 @@ from minidalle.published.causal import CausalPrior, Sizes
 from minidalle.published.vqgan import GUMBEL_F8, read_vqgan
 from minidalle.published.vqgan import make as make_vqgan
 from minidalle.published.weights import Parts, fill, naming, read_state
+from minidalle.published.words import Words
 from minidalle.tokenizer import Cache, apply_merges
 
 MALEVICH = Sizes(
@@ -118,8 +119,10 @@ class RuDALLE(CausalPrior):
         return F.linear(x, head.weight[columns], head.bias[columns])
 
 
-class YTTM:
+class YTTM(Words):
     """YouTokenToMe's byte-pair encoding over characters; each word starts with '▁'."""
+
+    mark = "▁"
 
     def __init__(self, characters: dict[str, int], rules: list[tuple[int, int, int]], unknown: int):
         """characters: their ids. rules: of two ids, and the id that they make, best first."""
@@ -129,6 +132,9 @@ class YTTM:
         self.vocab_size = len(characters) + len(rules) + 4
         self._ranks = {(x, y): rank for rank, (x, y, _) in enumerate(rules)}
         self._products = [z for _, _, z in rules]
+        self.symbols = {i: character for character, i in characters.items()}
+        for x, y, z in rules:
+            self.symbols[z] = self.symbols.get(x, "") + self.symbols.get(y, "")
         self._pieces = re.compile(
             rf"[{re.escape(''.join(characters))}]|[^{re.escape(''.join(characters))}]+"
         )

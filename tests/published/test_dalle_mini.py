@@ -225,6 +225,9 @@ def test_words_beyond_ascii_keep_their_letters_and_emoji_their_names():
     ]  # fmt: skip
     assert tokenizer.encode("a🦊") == tokenizer.encode("a fox face")
     assert tokenizer.encode("狐") == [] and vocab["<unk>"] in tokenizer.encode("zq")
+    batch = tokenizer.encode_batch(["a red fox", "a"], 2)
+    assert batch.tolist() == [[vocab["Ġa"], vocab["Ġred"]], [vocab["Ġa"], PAD]]
+    assert tokenizer.decode(batch[0]) == "a red" and tokenizer.decode(batch[1]) == "a"
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,15 @@ def test_words_end_with_a_mark_and_punctuation_and_chinese_stand_alone(tmp_path)
     assert tokenizer.pad == len(tokenizer.vocab) and tokenizer.vocab_size == tokenizer.pad + 1
 
 
+def test_a_batch_is_cut_and_padded_and_can_be_read_again(tmp_path):
+    tokenizer = write_tokenizer(tmp_path)
+    batch, ids = tokenizer.encode_batch(["A cat into, x", "a"], 4), tokenizer.vocab
+    assert batch.tolist() == [
+        [ids["a</w>"], ids["cat</w>"], ids["into</w>"], ids[",</w>"]], [ids["a</w>"], -1, -1, -1],
+    ]  # fmt: skip
+    assert [tokenizer.decode(row) for row in batch] == ["a cat into ,", "a"]
+
+
 def test_a_pad_of_the_file_is_taken(tmp_path):
     tokenizer = write_tokenizer(tmp_path, ["[PAD]"])
     assert tokenizer.pad == len(tokenizer.vocab) - 1 and tokenizer.vocab_size == tokenizer.pad + 1

@@ -220,6 +220,9 @@ def test_words_start_with_a_mark_and_runs_of_the_unknown_are_one_token(tmp_path)
     assert tokenizer.encode(" Кот\n") == [2, 17, 3]  # '▁кот', by three rules
     assert tokenizer.encode("xyzк") == [2, 4, 1, 5, 3]
     assert tokenizer.encode("  ") == []
+    batch = tokenizer.encode_batch(["кот", "xyzк кот"], 4)
+    assert batch.tolist() == [[2, 17, 3, -1], [2, 4, 1, 5]]  # a long one loses its end, as released
+    assert tokenizer.decode(batch[0]) == "кот" and tokenizer.decode([2, 17, 17, 3]) == "кот кот"
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +245,7 @@ def test_encoding_is_youtokentomes(library):
         text = text.replace("\0", "")  # the end of a text for the library
         ids = peer.encode([text.lower().strip()])[0]
         assert tokenizer.encode(text) == ([2, *ids, 3] if ids else [])
+        assert tokenizer.decode(ids) == peer.decode([ids], ignore_ids=[1])[0].strip()
 
     check()
 
