@@ -159,7 +159,6 @@ class MiniConfig:
     caption_dropout: float = between(0.0, 0, 1)  # as DALLE's
     denoise_steps: int = between(0, 0)  # first updates: the encoder rebuilds hidden caption tokens
     residual_init: float = between(1.0, 0)  # first gain of the norms behind attention
-
     width = DALLEConfig.width
 
     @property
