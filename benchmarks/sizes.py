@@ -1,12 +1,14 @@
-"""What does a larger prior buy? The toy's prior in four widths, each trained on the same data.
+"""What does a larger prior buy? The toy's prior in five widths, each trained on the same data.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/sizes.py [--heads 1 2 4 6]
+Run: OMP_NUM_THREADS=1 python benchmarks/sizes.py [--heads 1 2 4 6 8] [--seeds 0 1]
 Every size sees the same captions and image tokens in the same order, by the toy's own recipe
-squeezed into 120 updates of 16 pairs, in which each drawing is seen once; only the number of heads,
-32 numbers wide each, differs. After every 40 updates the averaged weights are tested on the same
-200 held-back pairs. Image tokens are those of the shipped dVAE.
-Results are added to results/sizes.json, one row a size, where notebook 07 reads them; a size that
-is run again replaces its row. One seed: the differences between seeds are not measured.
+squeezed into 1000 updates of 16 pairs, in which each drawing is seen once; only the number of heads,
+32 numbers wide each, differs. After every 100 updates the averaged weights are tested on the same
+200 held-back pairs. Image tokens are those of the shipped dVAE. A seed changes the first weights and
+the order of the data, so two seeds say how far a difference between two sizes can be trusted; of
+the two largest sizes only the first was run.
+Results are added to results/sizes.json, one row a size and seed, where notebook 07 reads them; a
+size that is run again replaces its row.
 Source: Kaplan et al. 2020, arXiv:2001.08361, for loss against size and compute.
 """
 
@@ -15,7 +17,7 @@ import json
 import tempfile
 import time
 from functools import cache
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import torch
@@ -28,37 +30,39 @@ from minidalle.stages import SHIPPED
 from minidalle.train import fit
 
 RESULTS = Path(__file__).resolve().parent / "results" / "sizes.json"
-HEADS = (1, 2, 4, 6)
-UPDATES, BATCH = 120, 16
-EVERY = 40  # updates between two tests
+HEADS = (1, 2, 4, 6, 8)
+SEEDS = (0, 1)
+UPDATES, BATCH = 1000, 16
+EVERY = 100  # updates between two tests
 N_TEST = 200  # pairs of each test
 
 
-def setting(heads: int, updates: int = UPDATES) -> Config:
+def setting(heads: int, seed: int = 0, updates: int = UPDATES) -> Config:
     """Return the toy preset with so many heads, stopped after so many of UPDATES updates."""
-    training = dict(steps=updates, lr_steps=UPDATES, batch_size=BATCH, warmup=10)
+    training = dict(steps=updates, lr_steps=UPDATES, batch_size=BATCH, warmup=50)
     training |= dict(eval_every=EVERY, save_every=UPDATES)
     changes = [f"train_dalle.{name}={value}" for name, value in training.items()]
     once = f"data.n_train={UPDATES * BATCH}"  # each drawing is seen once
-    return get_config("toy", [f"dalle.n_heads={heads}", once, *changes])
+    return get_config("toy", [f"seed={seed}", f"dalle.n_heads={heads}", once, *changes])
 
 
 @cache
-def pairs() -> tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    """Return the batches of all updates, and the held-back pairs: "text" and "tokens"."""
-    config = setting(HEADS[0])
+def pairs(seed: int, updates: int) -> tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    """Return the batches of the first updates, and the held-back pairs: "text" and "tokens"."""
+    config = setting(HEADS[0], seed)
     tokenizer, dvae = (load(SHIPPED / "toy", stage) for stage in ("tokenizer", "dvae"))
     ready = data.batches(data.load(config, "train"), config, "dalle", tokenizer, dvae)(0)
     images, captions = data.first(data.load(config, "test"), N_TEST)
     with torch.no_grad():
         tokens = [dvae.tokens(part.float() / 255).flatten(1) for part in images.split(50)]
     text = tokenizer.encode_batch(captions, config.dalle.text_len - 1)
-    return list(islice(ready, UPDATES)), {"text": text, "tokens": torch.cat(tokens)}
+    return list(islice(ready, updates)), {"text": text, "tokens": torch.cat(tokens)}
 
 
-def train(heads: int, updates: int = UPDATES) -> dict:
+def train(heads: int, seed: int = 0, updates: int = UPDATES) -> dict:
     """Train one size, or only the first of its updates, and return its row."""
-    config, (batches, held_back), history = setting(heads, updates), pairs(), []
+    config, history = setting(heads, seed, updates), []
+    batches, held_back = pairs(seed, updates)
 
     def evaluate(model, step: int) -> dict[str, float]:
         loss, found = model.loss(held_back, step)
@@ -72,6 +76,7 @@ def train(heads: int, updates: int = UPDATES) -> dict:
     parameters = arithmetic.parameters(config.dalle)
     return {
         "heads": heads,
+        "seed": seed,
         "width": config.dalle.width,
         "parameters": sum(parameters.values()),
         "operations": arithmetic.training_flops(config.dalle) * BATCH,
@@ -83,17 +88,20 @@ def train(heads: int, updates: int = UPDATES) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--heads", type=int, nargs="+", default=HEADS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for heads in options.heads:
-        row = train(heads)
+    for heads, seed in product(options.heads, options.seeds):
+        row = train(heads, seed)
         rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-        rows = sorted([r for r in rows if r["heads"] != heads] + [row], key=lambda r: r["heads"])
+        rows = [r for r in rows if (r["heads"], r["seed"]) != (heads, seed)] + [row]
+        rows.sort(key=lambda r: (r["heads"], r["seed"]))
         lines = ",\n".join(json.dumps(r) for r in rows)
         RESULTS.write_text(f"[\n{lines}\n]\n")
         _, image, text = row["history"][-1]
         print(
-            f"{heads} heads, {row['parameters']:9,} parameters, {row['seconds']:4.0f} CPU-s: "
+            f"{heads} heads, seed {seed}, {row['parameters']:9,} parameters, "
+            f"{row['seconds']:4.0f} CPU-s: "
             f"{image:.4f} nats per image token, {text:.4f} per text token",
             flush=True,
         )
