@@ -2,11 +2,11 @@
 
 Run: OMP_NUM_THREADS=1 python benchmarks/sizes.py [--heads 1 2 4 6 8] [--seeds 0 1]
 Every size sees the same captions and image tokens in the same order, by the toy's own recipe
-squeezed into 1000 updates of 16 pairs, in which each drawing is seen once; only the number of heads,
-32 numbers wide each, differs. After every 100 updates the averaged weights are tested on the same
-200 held-back pairs. Image tokens are those of the shipped dVAE. A seed changes the first weights and
-the order of the data, so two seeds say how far a difference between two sizes can be trusted; of
-the two largest sizes only the first was run.
+squeezed into 1000 updates of 16 pairs, in which each drawing is seen once; only the number of
+heads, 32 numbers wide each, differs. After every 100 updates the averaged weights are tested on the
+same 200 held-back pairs. Image tokens are those of the shipped dVAE. A seed changes the first
+weights and the order of the data, so two seeds say how far a difference between two sizes can be
+trusted; of the two largest sizes only the first was run.
 Results are added to results/sizes.json, one row a size and seed, where notebook 07 reads them; a
 size that is run again replaces its row.
 Source: Kaplan et al. 2020, arXiv:2001.08361, for loss against size and compute.
