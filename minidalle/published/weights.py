@@ -23,7 +23,7 @@ from minidalle.files import load_tensors
 LIGHTNING = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
 UNREADABLE = (
     pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError,
-    AttributeError, TypeError, AssertionError, ArithmeticError, zipfile.BadZipFile,
+    AttributeError, TypeError, AssertionError, ArithmeticError, OSError, zipfile.BadZipFile,
 )  # fmt: skip
 
 

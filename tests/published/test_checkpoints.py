@@ -1,6 +1,7 @@
 """The table of published models: sizes, strictness, what is said first, and the download."""
 
 import hashlib
+import json
 import sys
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from minidalle.cli import main
 from minidalle.codebooks.vqgan import VQGAN
 from minidalle.config import VQGANConfig
 from minidalle.models import load
-from minidalle.published import vqgan
+from minidalle.published import mindalle, rudalle, vqgan
 
 MALEVICH = 1_310_410_880 + 68_995_971
 SIZES = {
@@ -105,6 +106,40 @@ def test_a_class_that_is_not_expected_in_the_file_is_refused(tmp_path):
     lightning(tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match=r"last\.ckpt .*was not run"):
         vqgan.load(tmp_path, torch.float32, TINY)
+
+
+class Hostile:
+    def __reduce__(self):
+        return print, ("was run",)
+
+
+def write_vocabularies(folder):
+    """Write the text files that priors read before their weights, as large as they must be."""
+    for suffix in ("", "_mini"):
+        marks = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
+        (folder / f"vocab{suffix}.json").write_text(json.dumps(marks))
+        (folder / f"merges{suffix}.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer").mkdir()
+    symbols = {"[UNK]": 0} | {f"s{i}": i for i in range(1, 16_383)}  # and a pad
+    (folder / mindalle.VOCABULARY).write_text(json.dumps(symbols))
+    (folder / mindalle.MERGES).write_text("#version: 0.2\n")
+    characters = ["9601 4", *(f"{2**16 + i} {i}" for i in range(5, 16_384))]
+    (folder / rudalle.VOCABULARY).write_text("\n".join(["16380 0", *characters, "1 0 2 3"]))
+
+
+@pytest.mark.parametrize("damage", ["code", "truncated"])
+@pytest.mark.parametrize("name", published.CHECKPOINTS)
+def test_no_file_of_any_model_is_run_and_half_a_file_is_named(name, damage, tmp_path, capsys):
+    write_vocabularies(tmp_path)
+    for file in published.CHECKPOINTS[name].files:
+        path = tmp_path / file
+        if path.suffix in (".pt", ".bin", ".ckpt", ".pkl", ".safetensors"):
+            torch.save({"a": Hostile() if damage == "code" else torch.ones(999)}, path)
+            if damage == "truncated":
+                path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(ValueError, match=r"[/\\]\w+\.(pt|bin|ckpt|pkl|safetensors) ") as error:
+        published.load(name, tmp_path)
+    assert "\n" not in str(error.value) and "was run" not in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- the download
