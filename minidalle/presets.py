@@ -59,10 +59,10 @@ MEGA = dict(
 )
 
 # mnist: `python data/checkpoints/build.py --preset mnist`, or `minidalle tokenizer --preset mnist`
-# and the verbs after it; one thread; 1,702 s (dVAE 437, prior 983, CLIP 282 by the logs); 109 codes;
-# exact by the judge for one digit, seen / held-out: reconstructions 96.1 / 96.9 %, one sample 82.8 /
-# 81.0 %, best of 16 96.1 / 92.2 %; for two digits one sample 54.7 / 49.0 %. The KL weighs fully
-# from the start, and ln b has a high floor, because codes died with the toy's.
+# and the verbs after it; one thread; 1,702 s (dVAE 437, prior 983, CLIP 282 by the logs); 109
+# codes; exact by the judge for one digit, seen / held-out: reconstructions 96.1 / 96.9 %, one
+# sample 82.8 / 81.0 %, best of 16 96.1 / 92.2 %; for two digits one sample 54.7 / 49.0 %. The KL
+# weighs fully from the start, and ln b has a high floor, because codes died with the toy's.
 MNIST = dict(
     data=dict(name="mnist", n_train=60_000, n_test=10_000),
     tokenizer=dict(vocab_size=512, dropout=0.0),
