@@ -195,7 +195,8 @@ class Recorder:
 
     def pytest_runtest_teardown(self, item):
         self.lines = self.always
-        self.seconds[item.nodeid] += time.monotonic()
+        if item.nodeid in self.seconds:  # it was not skipped
+            self.seconds[item.nodeid] += time.monotonic()
 
     def pytest_runtest_logreport(self, report):
         if report.failed:  # it is red without a mutant, or was not made for this process
