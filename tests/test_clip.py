@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from minidalle.clip import (
     CLIP,
     MAX_LOGIT_SCALE,
+    QuickGELU,
     contrastive_loss,
     pack_text,
     self_attention,
@@ -122,6 +123,12 @@ def test_the_feature_of_an_image_is_read_at_the_class_token():
     v = model.visual
     state = v.ln_post(v.ln_pre(v.class_embedding + v.positional_embedding[0]))
     torch.testing.assert_close(features, F.normalize(state @ v.proj, dim=0).expand(6, -1))
+
+
+def test_the_released_models_gelu_is_its_formula():
+    for x in (-3.0, -0.5, 0.0, 0.7, 2.0):
+        want = x / (1 + math.exp(-1.702 * x))
+        assert QuickGELU()(torch.tensor(x)).item() == pytest.approx(want, rel=1e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -52,6 +52,7 @@ def test_the_12b_preset_is_the_paper():
     t = c.train_clip  # Radford et al. 2021, table 18; 32 epochs of 400 million pairs
     assert (t.lr, t.warmup, t.batch_size, t.weight_decay) == (5e-4, 2000, 32_768, 0.2)
     assert (t.betas, t.eps, t.steps) == ((0.9, 0.98), 1e-6, pytest.approx(32 * 4e8 / 32_768, 0.01))
+    assert (c.data.min_caption, c.data.max_aspect, c.data.augment) == (5, 2.0, True)
     for t in (c.train_dvae, c.train_dalle, c.train_clip):  # all in 16 bits
         assert t.precision == "bfloat16"
 

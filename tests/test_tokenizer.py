@@ -275,6 +275,7 @@ def test_a_copy_for_a_worker_encodes_alike(tokenizer):
 
 
 def test_decode_skips_pads_and_shows_broken_bytes(tokenizer):
+    assert PAD < 0  # so it is no id, whatever the vocabulary
     assert tokenizer.decode(torch.tensor([104, 105, PAD, PAD])) == "hi"
     assert tokenizer.decode([0xC3]) == "\ufffd"
 

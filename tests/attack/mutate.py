@@ -38,7 +38,7 @@ LIMIT = 150  # seconds; a mutant that takes longer never ends
 # The tests that must notice a mistake in a file.
 TESTS = {
     "presets": "config training/optim",
-    "config": "config properties training/optim priors/mini models attack/calls",
+    "config": "config properties training/optim priors/mini models clip attack/calls",
     "tokenizer": "tokenizer attack/calls", "attention/masks": "attention attack/calls",
     "attention/dense": "attention dalle stages",
     "attention/__init__": "attention dalle attack/calls",
