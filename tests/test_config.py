@@ -14,6 +14,7 @@ from minidalle.config import (
     from_dict,
     from_json,
     get_config,
+    to_json,
 )
 
 
@@ -165,6 +166,11 @@ def test_a_wrong_override_is_named(override, message):
     with pytest.raises(ValueError) as error:
         get_config("toy", [override])
     assert message in str(error.value)
+
+
+def test_a_stored_configuration_has_a_line_for_each_field():
+    lines = to_json(get_config("toy")).splitlines()
+    assert '    "n_layers": 4,' in lines and len(lines) > 100
 
 
 def test_a_clip_for_a_folder_of_images_may_have_a_size_of_its_own():

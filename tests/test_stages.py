@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minidalle import data, stages
-from minidalle.config import get_config
+from minidalle.config import get_config, replace
 from minidalle.models import build, load
 from minidalle.stages import CALLBACKS, _test_images, train_stage, train_tokenizer
 from minidalle.tokenizer import PAD
@@ -184,9 +184,11 @@ class Two(Alone):
     world = 2
 
 
-def test_several_processes_choose_no_hard_negatives(tmp_path):
+@pytest.mark.parametrize("off", ["lookalikes", "rebuilt"])
+def test_several_processes_choose_no_hard_negatives_of_either_kind(off, tmp_path):
+    c = replace(RUN, train_clip=replace(RUN.train_clip, **{off: 0.0}))
     with pytest.raises(ValueError, match=r"several processes need train_clip.lookalikes=0"):
-        train_stage(RUN, "clip", tmp_path, team=Two())
+        train_stage(c, "clip", tmp_path, team=Two())
 
 
 @pytest.mark.parametrize(
