@@ -88,6 +88,8 @@ def test_sizes_without_a_mask_are_refused(sizes):
 
 
 def test_causal_mask_is_a_triangle():
+    with pytest.raises(ValueError, match="length must be positive, got 0"):
+        causal_mask(0)
     assert torch.equal(causal_mask(3), read("x.. xx. xxx"))
 
 

@@ -224,6 +224,14 @@ def test_swapped_files_are_refused(tmp_path):
         load_released(tmp_path)
 
 
+def test_tokens_beyond_the_codes_are_refused():
+    model, cells = tiny(vocab_size=16), torch.zeros(1, 4, 4, dtype=torch.long)
+    model.decode(cells + 15)
+    for wrong in (cells + 16, cells - 1):
+        with pytest.raises(ValueError, match=r"tokens must lie in \[0, 16\)"):
+            model.decode(wrong)
+
+
 class Hostile:
     def __init__(self, path):
         self.path = path

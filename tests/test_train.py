@@ -202,9 +202,9 @@ def test_the_logged_loss_is_the_mean_since_the_last_line(tmp_path):
     model, losses = Line(), []
     plain = model.loss
     model.loss = lambda *args: (losses.append(plain(*args)[0].item()), plain(*args))[1]
-    fit(model, batches, tiny_config(20, accumulate=1), tmp_path)
+    fit(model, batches, tiny_config(20, accumulate=2), tmp_path)
     rows = _log(tmp_path)
-    assert rows[1]["loss"] == pytest.approx(sum(losses[10:]) / 10)
+    assert rows[1]["loss"] == pytest.approx(sum(losses[20:]) / 20)
 
 
 def test_evaluation_and_sheet_see_the_averaged_weights_and_change_nothing(tmp_path):
