@@ -104,7 +104,7 @@ MINI_TOY = dict(prior="mini", dalle=dict(text_len=26, n_layers=3, glu_width=336)
 
 # scenes: as toy, with two objects and how they stand to each other; the dVAE's recipe is mnist's,
 # for with the toy's 41 codes were used and 69 % of the reconstructions read right. One thread,
-# 1,974 s (dVAE 401, prior 1,442, CLIP 143 by the logs); exact by the judge for
+# 1,986 s (dVAE 401, prior 1,442, CLIP 143 by the logs); exact by the judge for
 # seen captions / held-out pairs / held-out bindings: reconstructions 98.8 / 98.0 / 99.6 %, one
 # sample 90.5 / 71.5 / 87.2 %, best of 16 98.4 / 87.5 / 97.9 %; README has GenEval's rows.
 SCENES = dict(
