@@ -129,7 +129,7 @@ def draw(
 
 
 def check_options(
-    n: int, temperature: float, top_k: int | None, top_p: float | None, guidance: float = 1.0
+    n: int, temperature: float, top_k: int | None, top_p: float | None, guidance: float
 ) -> None:
     """Raise ValueError for an option of `sample` that makes no sense."""
     for name, value, fits, wanted in (

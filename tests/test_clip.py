@@ -315,3 +315,10 @@ def _as_transformers(model: CLIP) -> dict[str, torch.Tensor]:
         "text_projection.weight": ours["text_projection"].T,
         "logit_scale": ours["logit_scale"],
     }
+
+
+def test_images_that_are_no_squares_of_three_channels_are_refused():
+    clip = make()
+    for shape in ((2, 3, 16, 32), (2, 3, 32, 16), (2, 1, 32, 32), (3, 32, 32)):
+        with pytest.raises(ValueError, match="images must be"):
+            clip.encode_image(torch.zeros(shape))

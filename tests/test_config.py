@@ -11,6 +11,7 @@ from minidalle.config import (
     DALLEConfig,
     DVAEConfig,
     MiniConfig,
+    VQGANConfig,
     from_dict,
     from_json,
     get_config,
@@ -105,6 +106,21 @@ def test_the_defaults_of_the_models_are_the_published_ones():
     assert DVAEConfig() == get_config("12b").dvae
     assert DALLEConfig(checkpointing=True) == get_config("12b").dalle
     assert MiniConfig() == get_config("mini").dalle
+    vqgan = VQGANConfig()  # ch, num_res_blocks and z_channels of the published f16 model
+    assert (vqgan.n_hid, vqgan.n_blocks, vqgan.n_init) == (128, 2, 256)
+
+
+def test_the_clip_of_the_12b_preset_reads_the_tokens_of_the_prior():
+    config = get_config("12b")  # and a first and a last one
+    assert config.clip.vocab_size == config.dalle.text_vocab + 2
+    assert config.clip.context_length == config.dalle.text_len + 1
+
+
+def test_a_field_that_the_chosen_part_lacks_is_refused_in_whatever_order():
+    overrides = ["dalle.kernel=3", "prior=mini"]  # masks are DALLE's
+    for said in (overrides, overrides[::-1]):
+        with pytest.raises(ValueError, match="kernel"):
+            get_config("toy", said)
 
 
 def test_overrides_are_read_as_the_type_of_their_field():
