@@ -12,13 +12,15 @@ PY := .venv/bin/python
 READY := .venv/ready
 endif
 BASE := $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if $(shell $(p) -c "import sys; assert sys.version_info >= (3, 11)" 2>/dev/null && echo yes),$(p))))
+# One process a core; the tests of a file, and the cells of a notebook, stay together.
+EACH_CORE := -n auto --dist loadfile
 
 demo: $(READY)
 	$(PY) -m minidalle demo $(if $(THREADS),--threads $(THREADS))
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests
-	OMP_NUM_THREADS=1 $(PY) -m pytest -p no:cacheprovider -o addopts= --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=300 -q notebooks
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(EACH_CORE) tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(EACH_CORE) -p no:cacheprovider -o addopts= --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=300 -q notebooks
 
 slow: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m slow
