@@ -61,6 +61,10 @@ KINDS = {  # name: what it changes of the preset
     "palette 16 x 16": PALETTE16,
     "down-sampled": ["codebook=palette"],
 }
+CIFAR = [  # the dVAE on photographs: the preset cifar has a VQ-VAE in its place
+    "data.name=cifar", "data.n_train=50000", "dvae.n_hid=48", "dvae.vocab_size=512",
+    "dalle.image_vocab=512", "train_dvae.steps=7000",
+]  # fmt: skip
 COLUMNS = {
     "psnr": "{:.2f}", "ssim": "{:.3f}", "edges": "{:.0%}", "frechet": "{:.0f}",
     "codes_used": "{:.0f}", "perplexity": "{:.0f}", "bits": "{:.0f}", "prior_bits": "{:.0f}",
@@ -68,9 +72,14 @@ COLUMNS = {
 }  # fmt: skip
 
 
+def preset_of(name: str, words: list[str] = ()) -> Config:
+    """A preset with changes; of photographs, what mnist's recipe is for them."""
+    return get_config("mnist", [*CIFAR, *words]) if name == "cifar" else get_config(name, words)
+
+
 def setting(name: str, kind: str, seed: int, overrides: tuple[str, ...] = ()) -> Config:
     """A preset with a kind's changes, its schedules squeezed into the updates of STEPS."""
-    preset, (steps, prior_steps) = get_config(name), STEPS[name]
+    preset, (steps, prior_steps) = preset_of(name), STEPS[name]
     words = list(KINDS[kind])
     if "codebook=vqgan" in words:
         words.append(f"dvae.n_hid={preset.dvae.n_hid // 2}")
@@ -79,7 +88,7 @@ def setting(name: str, kind: str, seed: int, overrides: tuple[str, ...] = ()) ->
         words += [f"dvae.tau_steps={steps}", f"dvae.beta_steps={beta}"]
     if kind == "VQGAN":  # the game begins in the middle
         words.append(f"dvae.disc_start={steps // 2}")
-    grid, batch = get_config(name, words).dalle, preset.train_dalle.batch_size
+    grid, batch = preset_of(name, words).dalle, preset.train_dalle.batch_size
     operations = (arithmetic.training_flops(c) for c in (preset.dalle, grid))
     prior_steps = round(prior_steps * next(operations) / next(operations))
     words += [
@@ -89,7 +98,7 @@ def setting(name: str, kind: str, seed: int, overrides: tuple[str, ...] = ()) ->
     if prior_steps:
         fields = ("steps", "eval_every", "save_every")
         words += [f"train_dalle.{field}={prior_steps}" for field in fields]
-    return get_config(name, [*words, *overrides])
+    return preset_of(name, [*words, *overrides])
 
 
 def cases_of(name: str) -> tuple[Cases, list[str]]:

@@ -93,7 +93,7 @@ def test_a_finished_stage_is_not_overwritten_by_another_configuration(run, capsy
         (["dvae", "--model", "dalle"], "unknown model 'dalle'; choose from dalle-mini"),
         (["generate", "a cat", "--model", "openai-dvae", "--weights", "x"], "has no prior"),
         (["generate", "a cat", "--run", "nowhere"], "no trained tokenizer in nowhere"),
-        (["generate", "a cat", "--preset", "cifar"], "no trained run in runs/cifar"),
+        (["generate", "a cat", "--preset", "own"], "no trained run in runs/own"),
         (["generate", "a cat", "--out", "cat.gif"], "must end in .png"),
         (["dalle", "--run", "nowhere"], "no trained tokenizer in nowhere: train it first"),
         (["demo", "--preset", "cifar"], "the demo draws the toy world"),

@@ -20,8 +20,8 @@ from minidalle.config import (
 
 
 def test_every_preset_fits_together():
-    names = ["toy", "scenes", "mnist", "cifar", "own", "mini_toy", "small", "mini", "mega"]
-    names += ["base", "12b"]
+    names = ["toy", "scenes", "mnist", "fashion_mnist", "cifar", "own", "mini_toy", "small"]
+    names += ["mini", "mega", "base", "12b"]
     assert list(PRESETS) == names
     for config in PRESETS.values():
         assert from_dict(dataclasses.asdict(config)) == config

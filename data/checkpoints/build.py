@@ -229,6 +229,8 @@ def main() -> None:
         write_text(run / "report.json", json.dumps(report, indent=1) + "\n")
         # A lesson shows reconstructions where the data are not; drawn scenes are everywhere.
         kept = () if config.preset == "scenes" else ("rebuilt.png", "tokens.safetensors")
+        if (run / "protocol.json").is_file():  # from `minidalle evaluate --protocol paper`
+            kept = (*kept, "protocol.json")
         ship(run, folder, ("report.json", "samples.png", *kept))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder} holds {size / 1e6:.1f} MB")

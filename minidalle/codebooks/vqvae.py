@@ -132,7 +132,9 @@ class VQVAE(nn.Module):
         self.vocab_size, self.grid = config.vocab_size, config.grid
         self.image_size = config.image_size
         nets = replace(config, vocab_size=config.n_init)  # D features where the dVAE has K codes
-        self.encoder, self.decoder = Encoder(nets), Decoder(nets)
+        self.encoder, self.decoder = (  # with colours last convolutions are a quarter faster
+            net(nets).to(memory_format=torch.channels_last) for net in (Encoder, Decoder)
+        )
         self.quantizer = Quantizer(config)
 
     @property

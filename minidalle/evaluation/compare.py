@@ -13,7 +13,7 @@ from minidalle.training.log import read_log
 Curve = list[tuple[int, float | None]]  # (updates done, value); None was not finite
 # What tells most about each stage, in training and on the test batch; lower is better for all.
 CURVES = {
-    "dvae": {"loss": "training loss", "test_bound": "test bound"},
+    "dvae": {"loss": "training loss", "test_bound": "test bound", "test_error": "test error"},
     "dalle": {"image_nats": "training, nats per image token", "test_image_nats": "test, the same"},
     "clip": {"loss": "training loss", "test_loss": "test loss"},
 }

@@ -33,9 +33,9 @@ RECIPES = {
     "shapes": dict(steps=2500),
     "scenes": dict(steps=4000, widths=(32, 64, 96, 96), precision="auto"),
     "mnist": dict(steps=8000, lr=3e-3, widths=(16, 32, 64, 96), rough=0.75, **REAL),
-    "fashion_mnist": dict(steps=3000, lr=3e-3, widths=(16, 32, 64, 96), rough=0.75, **REAL),
+    "fashion_mnist": dict(steps=5000, lr=3e-3, widths=(16, 32, 64, 96), rough=0.75, **REAL),
     "cifar": dict(
-        steps=1100, batch_size=256, lr=4e-3, weight_decay=0.05, widths=(24, 64, 128, 192),
+        steps=1600, batch_size=256, lr=4e-3, weight_decay=0.05, widths=(24, 48, 96, 128),
         flip=True, rough=0.5, **REAL),
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from minidalle import data
 from minidalle.config import Config, replace
 from minidalle.data import scenes, shapes
-from minidalle.dvae import codebook_use
+from minidalle.dvae import codebook_use, map_pixels
 from minidalle.evaluation import metrics
 from minidalle.evaluation.candidates import Candidates, draw_candidates, reconstruct
 from minidalle.evaluation.judge import Judge, as_float
@@ -293,7 +293,9 @@ def likelihood(pipeline: Pipeline, cases: Cases, tokens: Tensor) -> dict[str, fl
 
     z = tokens (C, grid, grid), the likeliest ones, so the bound is Eq. 1 with a certain q. Pixels
     count as 8-bit values (`metrics.pixel_nats`). bits_per_dim is that of the image given its
-    caption, per value (three a pixel): the sum of its two parts.
+    caption, per value (three a pixel): the sum of its two parts. Where a codebook has no law of
+    pixels, or one whose scale has a floor, which training needs and bits do not, the law is the
+    logit-Laplace around what it decodes, with the likeliest scale for every 64 images.
     """
     prior, codebook = pipeline.prior, pipeline.codebook
     device = next(prior.parameters()).device
@@ -302,18 +304,18 @@ def likelihood(pipeline: Pipeline, cases: Cases, tokens: Tensor) -> dict[str, fl
     for x, z, y in zip(*(t.split(64) for t in (cases.images, tokens, text)), strict=True):
         z = z.to(device)
         text_ln, image_ln = prior.log_likelihood(y.to(device), z.flatten(1))
-        costs = [-text_ln, -image_ln]
-        if hasattr(codebook, "decode_vectors"):  # only some codebooks have a likelihood of pixels
-            mu, log_b = codebook.decode_vectors(codebook.code_vectors(z))
-            costs.append(metrics.pixel_nats(x, mu.float().cpu(), log_b.float().cpu()))
-        for i, cost in enumerate(costs):
+        if hasattr(codebook, "decode_vectors") and codebook.config.min_log_b is None:
+            mu, log_b = (v.float().cpu() for v in codebook.decode_vectors(codebook.code_vectors(z)))
+        else:
+            mu = map_pixels(codebook.decode(z).float().cpu()).logit()
+            log_b = (map_pixels(x / 255).logit() - mu).abs().mean().log().expand_as(mu)
+        for i, cost in enumerate((-text_ln, -image_ln, metrics.pixel_nats(x, mu, log_b))):
             sums[i] += cost.double().cpu().sum()
     bits = (sums / math.log(2) / cases.images.numel()).tolist()
-    found = {
+    return {
         "text_nats_per_token": (sums[0] / (text >= 0).sum()).item(),
         "image_nats_per_token": (sums[1] / tokens.numel()).item(),
         "bits_per_dim_tokens": bits[1],
+        "bits_per_dim_given_tokens": bits[2],
+        "bits_per_dim": bits[1] + bits[2],
     }
-    if sums[2]:
-        found |= {"bits_per_dim_given_tokens": bits[2], "bits_per_dim": bits[1] + bits[2]}
-    return found

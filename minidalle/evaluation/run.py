@@ -6,7 +6,7 @@ from minidalle import data
 from minidalle.config import Config, Typed, replace
 from minidalle.data.streams import Stream
 from minidalle.evaluation.candidates import draw_candidates
-from minidalle.evaluation.judge import find_judge
+from minidalle.evaluation.judge import RECIPES, find_judge
 from minidalle.evaluation.measure import Cases, cases_of, draw_all, evaluate, load_cases
 from minidalle.evaluation.protocol import OVERLAP, paper_protocol, protocol_tables, write_protocol
 from minidalle.evaluation.report import as_text, sheets, tables, write_report
@@ -14,7 +14,8 @@ from minidalle.evaluation.vote import write_vote
 from minidalle.generate import Pipeline
 from minidalle.models import read_model
 
-N_TRAINING = 5000  # training images searched for copies
+N_TRAINING = 5000  # training images searched for copies …
+N_PAPER = 50_000  # … and where section 3 of the paper is measured
 N_PAIRS = 8  # pairs named on the terminal; the page names all
 
 
@@ -43,13 +44,14 @@ def evaluate_run(
     if own:
         config = replace(config, data=replace(config.data, name="folder", folder=Typed(own)))
     cases = load_cases(replace(config, seed=seed), n * seeds)
-    training = training_images(config)
+    training = training_images(config, N_PAPER if paper else N_TRAINING)
     judge = find_judge(config, run if own == "" else out)
     drawn = draw_all(pipeline, cases, candidates, seeds, seed)
     if paper:
+        recipe = config.data.name if config.data.name in RECIPES else "mnist"
         kinds = {
             kind: paper_protocol(
-                pipeline, judge, some, drawn[kind], training, overlap, device=device
+                pipeline, judge, some, drawn[kind], training, overlap, device, recipe
             )
             for kind, some in cases.items()
         }
@@ -64,12 +66,12 @@ def evaluate_run(
     return f"{as_text(shown)}\nWrote {path} and {path.stem}.json about {run}."
 
 
-def training_images(config: Config) -> Cases:
-    """The first training images of a data set, or of a stream, with their attributes if any."""
+def training_images(config: Config, n: int) -> Cases:
+    """The first n training images of a data set, or of a stream, with their attributes if any."""
     dataset = data.load(config, "train")
     if isinstance(dataset, Stream):
-        return Cases(*data.first(dataset, N_TRAINING))
-    return cases_of(dataset, N_TRAINING)
+        return Cases(*data.first(dataset, n))
+    return cases_of(dataset, n)
 
 
 def vote_between(runs: list[str], out: str | Path, n: int, seed: int, device: str = "cpu") -> Path:

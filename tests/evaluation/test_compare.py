@@ -41,6 +41,7 @@ def test_smoothing_averages_five_and_leaves_short_curves_alone():
 def log(folder, values):
     folder.mkdir(parents=True)
     rows = [{"step": 50 * i, "loss": v, "lr": 1.0} for i, v in enumerate(values, start=1)]
+    rows.append({"step": 50 * len(values), "test_error": 0.5})  # as a VQ-VAE says it
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -50,6 +51,7 @@ def test_a_run_is_drawn_over_the_shipped_one(tmp_path, monkeypatch):
     log(tmp_path / "mine" / "dvae", [5.0, 5.0])
     text = compare_run(tmp_path / "mine", "toy")
     assert "dvae, training loss: 5.000 after 100 updates, the reference 2.000: not normal" in text
+    assert "dvae, test error: 0.500 after 100 updates, the reference 0.500: normal." in text
     assert (tmp_path / "mine" / "compare.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(ValueError, match="no reference curves of 'mnist', only of toy"):
         compare_run(tmp_path / "mine", "mnist")

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from minidalle.clip import CLIP
-from minidalle.config import get_config
+from minidalle.config import get_config, replace
 from minidalle.dalle import DALLE
 from minidalle.data import shapes
-from minidalle.dvae import DiscreteVAE
+from minidalle.dvae import DiscreteVAE, map_pixels
 from minidalle.evaluation import metrics
 from minidalle.evaluation.candidates import Candidates, draw_candidates, reconstruct
 from minidalle.evaluation.judge import Judge
@@ -125,19 +125,29 @@ def test_candidates_are_every_caption_s_own(pipeline):
     assert torch.equal(again.images, drawn.images)
 
 
-def test_likelihood_by_a_loop(pipeline):
+@pytest.mark.parametrize("floor", [None, 0.0])
+def test_likelihood_by_a_loop(pipeline, floor, monkeypatch):
+    """Where the scale has a floor, the likeliest one takes its place, whatever the floor is."""
+    codebook = pipeline.codebook
+    monkeypatch.setattr(codebook, "config", replace(codebook.config, min_log_b=floor))
     scenes = shapes.draw(3, 0, "test")
     cases = Cases(scenes.images, scenes.captions)
     _, tokens = reconstruct(pipeline, scenes.images)
     found = likelihood(pipeline, cases, tokens)
     text_nats = image_nats = pixel_nats = 0.0
     n_text = 0
+    with torch.no_grad():
+        decoded = map_pixels(codebook.decode(tokens)).logit()
+    scale = (map_pixels(scenes.images / 255).logit() - decoded).abs().mean().log()
+    scale = scale.expand(1, 3, 32, 32)
     for image, caption, z in zip(scenes.images, scenes.captions, tokens, strict=True):
         ids = pipeline.tokenizer.encode(caption)
         padded = torch.tensor([ids + [PAD] * (pipeline.prior.caption_len - len(ids))])
         with torch.no_grad():
             text_logits, image_logits = pipeline.prior(padded, z.flatten()[None])
-            mu, log_b = pipeline.codebook.decode_vectors(pipeline.codebook.code_vectors(z[None]))
+            mu, log_b = codebook.decode_vectors(codebook.code_vectors(z[None]))
+            if floor is not None:
+                mu, log_b = mu.clamp(math.log(0.1 / 0.9), math.log(0.9 / 0.1)), scale
         n_text += len(ids)
         text_nats -= sum(text_logits[0].log_softmax(1)[i, t].item() for i, t in enumerate(ids))
         log_p = image_logits[0].log_softmax(1)

@@ -53,7 +53,8 @@ def found(judge):
     pipeline = Pipeline(None, None, None, PixelEyes())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(protocol, "CAS_STEPS", 16)
-        return protocol.paper_protocol(pipeline, judge, cases, drawn, training, overlap=0.99998)
+        options = dict(overlap=0.99998, recipe="shapes")
+        return protocol.paper_protocol(pipeline, judge, cases, drawn, training, **options)
 
 
 def test_true_images_have_no_distance_and_noise_has_much(found):
@@ -82,7 +83,8 @@ def test_what_the_training_set_holds_is_taken_out_and_the_rest_measured_again(fo
 
 
 def test_a_network_taught_by_samples_is_tested_on_true_images(found):
-    marks = found["cas"]
+    marks = found["cas"]["accuracy"]
+    assert found["cas"]["images"] == 120, "four samples a caption, as many of the 200 true images"
     assert set(marks) == {"samples", "training images"}
     assert "position" not in marks["samples"], "some captions leave it open"
     assert {"shape", "colour", "size", "background", "exact"} == set(marks["samples"])

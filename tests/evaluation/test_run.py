@@ -150,10 +150,10 @@ def test_evaluate_prints_the_toy_s_table_for_digits(folder):
 def test_the_paper_s_protocol_runs_on_digits(folder, monkeypatch):
     monkeypatch.setattr(protocol, "CAS_STEPS", 3)
     text = runs.evaluate_run(folder, folder, n=6, candidates=2, paper=True)
-    assert "by the judge, over blur radius" in text and "trained on" in text
+    assert "by the judge, over blur radius" in text and "taught by" in text
     kinds = json.loads((folder / "protocol.json").read_text())
     assert set(kinds) == {"seen one", "seen two", "held_out one", "held_out two"}
-    assert set(kinds["seen two"]["cas"]["samples"]) > {"digit", "colour", "exact"}
+    assert set(kinds["seen two"]["cas"]["accuracy"]["samples"]) > {"digit", "colour", "exact"}
 
 
 @pytest.mark.parametrize("options", [{"n": 1}, {"candidates": 0}, {"seeds": 0}])
