@@ -27,7 +27,7 @@ from minidalle.evaluation.judge import Judge
 from minidalle.generate import Pipeline, sample
 from minidalle.models import load
 from minidalle.stages import SHIPPED
-from minidalle.training.team import Alone
+from minidalle.training.run import Alone
 
 HERE = Path(__file__).resolve().parent
 RADIUS, HEIGHTS = 6.2, (8.0, 24.0)  # pixels: of an object, and of the two objects' middles

@@ -1,7 +1,4 @@
-"""What stands beside a field of a configuration: its range, its words; and dicts read as they say.
-
-Source: this project.
-"""
+"""What stands beside a field of a configuration: its range, its words; dicts read as they say."""
 
 import contextlib
 import dataclasses

@@ -1,7 +1,4 @@
-"""Which class builds which part of a configuration; models built, and models read from files.
-
-Source: this project.
-"""
+"""Which class builds which part of a configuration; models built, and models read from files."""
 
 from pathlib import Path
 

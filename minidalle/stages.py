@@ -27,8 +27,8 @@ from minidalle.tokenizer import BPETokenizer
 from minidalle.train import fit, split_batch
 from minidalle.training.finished import check_made_from, digests, made_alike, product
 from minidalle.training.identity import SECTIONS
+from minidalle.training.run import Alone
 from minidalle.training.spread import spread_codes
-from minidalle.training.team import Alone
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = HERE / "shipped"  # checkpoints in an installed package …

@@ -34,25 +34,14 @@ _PART = re.compile(SPLIT)
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 _WORDS = {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False}
 _FILE = {
-    "version": "1.0",
-    "truncation": None,
-    "padding": None,
-    "added_tokens": [],
-    "normalizer": None,
+    "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
     "pre_tokenizer": {"type": "Sequence", "pretokenizers": [_WORDS, _BYTES]},
-    "post_processor": None,
-    "decoder": _BYTES,
-}
+    "post_processor": None, "decoder": _BYTES,
+}  # fmt: skip
 _MODEL = {
-    "type": "BPE",
-    "dropout": None,
-    "unk_token": None,
-    "continuing_subword_prefix": None,
-    "end_of_word_suffix": None,
-    "byte_fallback": False,
-    "ignore_merges": False,
-    "fuse_unk": False,
-}
+    "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+    "end_of_word_suffix": None, "byte_fallback": False, "ignore_merges": False, "fuse_unk": False,
+}  # fmt: skip
 
 
 def byte_alphabet() -> list[str]:

@@ -21,6 +21,7 @@ from minidalle.training.identity import identity
 from minidalle.training.log import Log
 from minidalle.training.optim import learning_rate
 from minidalle.training.run import (
+    Alone,
     Run,
     Stopped,
     StopSignals,
@@ -31,7 +32,6 @@ from minidalle.training.run import (
     memory_advice,
     no_denormals,
 )
-from minidalle.training.team import Alone
 
 __all__ = ["Stopped", "TrainingError", "fit", "split_batch"]
 

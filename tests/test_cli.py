@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minidalle.cli import EXAMPLES, VERBS, _set_up, build_parser, main
+from minidalle.cli import HELP, VERBS, _set_up, build_parser, main
 
 TINY = [
     "data.n_train=96", "data.n_test=32", "dvae.n_hid=16", "dalle.n_layers=2", "dalle.n_heads=2",
@@ -104,16 +104,6 @@ def test_a_mistake_is_one_line_and_exit_status_2(argv, message, tmp_path, monkey
     assert message in fails(argv, capsys)
 
 
-@pytest.mark.parametrize(
-    "caption, n, message",
-    [("", "1", "empty"), ("  \n ", "1", "empty"), ("a cat", "0", "must be 1 or more, got 0")],
-)
-def test_a_wrong_caption_or_number_is_named(run, tmp_path, caption, n, message, capsys):
-    argv = ["generate", caption, "-n", n, "--run", str(run), "--out", str(tmp_path / "x.png")]
-    assert message in fails(argv, capsys)
-    assert not (tmp_path / "x.png").exists()
-
-
 def test_words_never_seen_in_training_are_named(run, tmp_path, capsys):
     argv = ["-n", "1", "--run", str(run), "--out", str(tmp_path / "x.png")]
     assert main(["generate", "a red dinosaur and a zebra", *argv]) == 0
@@ -130,13 +120,13 @@ def test_characters_never_seen_are_drawn_and_a_long_caption_is_refused(run, tmp_
 
 
 def test_every_verb_has_help_with_an_example_that_parses(capsys):
-    for verb, example in EXAMPLES.items():
+    for verb, (_, example) in HELP.items():
         with pytest.raises(SystemExit) as stop:
             main([verb, "--help"])
         text = capsys.readouterr().out
         assert stop.value.code == 0 and "example: minidalle" in text
         words = [w.strip('"') for w in re.findall(r'"[^"]*"|\S+', example)]
-        assert build_parser().parse_args(words[1:]).verb == verb
+        assert build_parser().parse_args([verb, *words]).verb == verb
 
 
 def test_evaluate_writes_numbers_for_a_run_and_the_judge(run, tmp_path, monkeypatch, capsys):

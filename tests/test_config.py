@@ -29,21 +29,13 @@ def test_every_preset_fits_together():
 
 def test_the_12b_preset_is_the_paper():
     c = get_config("12b")
-    assert (c.dalle.n_layers, c.dalle.n_heads, c.dalle.head_dim, c.dalle.width) == (
-        64,
-        62,
-        64,
-        3968,
-    )
-    assert (c.dalle.text_len, c.dalle.grid, c.dalle.kernel) == (256, 32, 11)
-    assert (c.dvae.n_hid, c.dvae.n_blocks, c.dvae.n_pools, c.dvae.n_init) == (256, 2, 3, 128)
-    assert (c.tokenizer.vocab_size, c.tokenizer.dropout, c.dvae.vocab_size) == (16_384, 0.1, 8192)
-    assert (c.dvae.beta, c.dvae.beta_steps, c.dvae.tau, c.dvae.tau_steps) == (
-        6.6,
-        5e3,
-        1 / 16,
-        15e4,
-    )
+    d = c.dalle
+    assert (d.n_layers, d.n_heads, d.head_dim, d.width) == (64, 62, 64, 3968)
+    assert (d.text_len, d.grid, d.kernel) == (256, 32, 11)
+    d = c.dvae
+    assert (d.n_hid, d.n_blocks, d.n_pools, d.n_init) == (256, 2, 3, 128)
+    assert (d.beta, d.beta_steps, d.tau, d.tau_steps) == (6.6, 5e3, 1 / 16, 15e4)
+    assert (c.tokenizer.vocab_size, c.tokenizer.dropout, d.vocab_size) == (16_384, 0.1, 8192)
     t = c.train_dvae
     assert (t.lr, t.lr_end, t.lr_steps, t.steps, t.batch_size) == (1e-4, 1.25e-6, 1.2e6, 3e6, 512)
     assert (t.betas, t.eps, t.weight_decay, t.ema_decay) == ((0.9, 0.999), 1e-8, 1e-4, 0.999)

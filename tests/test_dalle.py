@@ -38,29 +38,12 @@ def pair(batch=2, config=SMALL):
     return text, torch.randint(config.image_vocab, (batch, config.grid**2))
 
 
-def n_parameters(c: DALLEConfig) -> int:
-    d = c.width
-    layer = 12 * d**2 + 9 * d + 4 * d  # weights, biases, two layer norms
-    tables = c.text_vocab + 2 * c.text_len + c.image_vocab + 2 * c.grid + 2  # with two starts
-    heads = c.text_vocab + c.image_vocab
-    return c.n_layers * layer + (tables + heads + 2) * d  # and the last layer norm
-
-
-PRIORS = [name for name, c in PRESETS.items() if isinstance(c.dalle, DALLEConfig)]
-
-
-@pytest.mark.parametrize("preset", PRIORS)
-def test_parameter_count_is_the_formula(preset):
-    config = PRESETS[preset].dalle
-    with torch.device("meta"):
-        model = DALLE(config)
-    assert sum(p.numel() for p in model.parameters()) == n_parameters(config)
-
-
 def test_the_paper_has_12_billion_parameters():
     config = PRESETS["12b"].dalle
-    assert 12 * config.width**2 * config.n_layers == 12_092_178_432
-    assert n_parameters(config) == 12_292_808_448 + 2 * 3968
+    with torch.device("meta"):
+        model = DALLE(config)
+    assert 12 * config.width**2 * config.n_layers == 12_092_178_432  # "12.0e9", table 1
+    assert sum(p.numel() for p in model.parameters()) == 12_292_808_448 + 2 * 3968
 
 
 @pytest.mark.parametrize("attention", ["dense", "gathered", "auto"])
@@ -75,12 +58,6 @@ def test_the_model_runs_on_the_meta_device(attention):
 
 def test_it_has_no_buffers_to_lose_on_the_way_from_meta():
     assert not list(DALLE(SMALL).buffers())
-
-
-@pytest.mark.parametrize("attention", ["dense", "gathered"])
-def test_shapes(attention):
-    text_logits, image_logits = make(attention=attention)(*pair())
-    assert text_logits.shape == (2, 5, 20) and image_logits.shape == (2, 16, 12)
 
 
 def test_every_state_is_what_the_design_says():
@@ -214,13 +191,6 @@ def test_caption_dropout_empties_captions_in_training_only():
     assert 16 < empty.sum() < 48
     assert torch.equal(seen[0][~empty], text[~empty])
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
-
-
-def test_weights_do_not_depend_on_torchs_generator():
-    a = DALLE(SMALL)
-    torch.randn(3)
-    torch.testing.assert_close(DALLE(SMALL).state_dict(), a.state_dict(), atol=0, rtol=0)
-    assert not torch.equal(DALLE(SMALL, seed=1).text_start, a.text_start)
 
 
 def test_bfloat16_autocast_is_close():

@@ -1,4 +1,4 @@
-"""Published files, found or fetched: a loopback server stands in for their mirrors."""
+"""Files of tensors; published files, fetched from a loopback server in place of their mirrors."""
 
 import hashlib
 import os
@@ -7,9 +7,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pooch
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from minidalle import files
-from minidalle.files import fetch, find, places
+from minidalle.files import CheckpointError, fetch, find, load_tensors, places, save_tensors
 
 CONTENT = os.urandom(300_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -128,3 +130,25 @@ def test_many_threads_may_fetch_a_file_at_once(server, here):
     for thread in threads:
         thread.join()
     assert find("set/file.bin").read_bytes() == CONTENT and left(here) == ["file.bin"]
+
+
+def test_a_flipped_bit_inside_a_tensor_names_the_file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    tensors = {
+        "a": torch.arange(6.0),
+        "b": torch.ones(2, 2, dtype=torch.bfloat16),
+        "c": torch.ones(()),
+    }
+    save_tensors(path, tensors, {"format": "pt"})
+    found, metadata = load_tensors(path)
+    assert metadata["format"] == "pt" and all(torch.equal(found[k], v) for k, v in tensors.items())
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        load_tensors(path)
+
+
+def test_a_file_of_another_program_needs_no_checksum(tmp_path):
+    save_file({"a": torch.ones(3)}, tmp_path / "a.safetensors")
+    assert load_tensors(tmp_path / "a.safetensors")[0]["a"].sum() == 3

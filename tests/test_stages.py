@@ -11,7 +11,7 @@ from minidalle.config import get_config, replace
 from minidalle.models import build, load
 from minidalle.stages import CALLBACKS, _test_images, train_stage, train_tokenizer
 from minidalle.tokenizer import PAD
-from minidalle.training.team import Alone
+from minidalle.training.run import Alone
 
 TINY = (
     "dalle.n_layers=4", "dalle.n_heads=2", "dvae.n_hid=4", "dvae.n_init=4",

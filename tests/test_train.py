@@ -17,7 +17,7 @@ from minidalle.models import read_model
 from minidalle.train import Stopped, TrainingError, fit, split_batch
 from minidalle.training.checkpoints import Checkpoints
 from minidalle.training.optim import Average, clip_gradients, learning_rate, make_optimizer
-from minidalle.training.team import Alone
+from minidalle.training.run import Alone
 
 
 @pytest.fixture(autouse=True)

@@ -19,17 +19,9 @@ from minidalle.attention.masks import (
 )
 
 __all__ = [
-    "KINDS",
-    "attend",
-    "causal_mask",
-    "column_mask",
-    "conv_mask",
-    "dense",
-    "layer_mask",
-    "may_see",
-    "pick_method",
-    "row_mask",
-]
+    "KINDS", "attend", "causal_mask", "column_mask", "conv_mask", "dense", "layer_mask", "may_see",
+    "pick_method", "row_mask",
+]  # fmt: skip
 
 SMALL = 512  # states; below this a dense mask is as fast as anything
 

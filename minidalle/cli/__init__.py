@@ -24,31 +24,23 @@ from minidalle.models import load
 from minidalle.stages import SHIPPED, use_half_the_cores
 from minidalle.training.finished import MissingStage
 
-EXAMPLES = {
-    "data": "minidalle data --preset toy",
-    "tokenizer": "minidalle tokenizer --preset toy tokenizer.vocab_size=512",
-    "dvae": "minidalle dvae --preset toy train_dvae.steps=500",
-    "dalle": "minidalle dalle --preset toy dalle.n_layers=6 --run runs/deeper",
-    "clip": "minidalle clip --preset toy",
-    "generate": 'minidalle generate "a small red heart on a navy background" -n 8 --out hearts.png',
-    "evaluate": "minidalle evaluate --preset toy",
-    "compare": "minidalle compare runs/toy",
-    "plan": "minidalle plan --preset 12b --gpus 64 --batch 1024",
-    "demo": "minidalle demo",
-}
-HELP = {
-    "data": "find or download the data set, show what is in it",
-    "tokenizer": "learn the byte-pair tokenizer from the captions",
-    "dvae": "train the discrete VAE, or take a published image tokenizer (--model)",
-    "dalle": "train the transformer over text and image tokens",
-    "clip": "train the reranker",
-    "generate": "draw images for a caption",
-    "evaluate": "measure a run, or prepare a blind vote between two (--vote)",
-    "compare": "is my loss curve normal? a run beside the one that made the shipped checkpoints",
-    "plan": "what a preset needs: parameters, memory, time",
-    "demo": "all stages in a row on the toy world, then a sheet of samples",
-}
-
+HELP = {  # of each verb, and what follows it in an example
+    "data": ("find or download the data set, show what is in it", "--preset toy"),
+    "tokenizer": ("learn the byte-pair tokenizer from the captions", "tokenizer.vocab_size=512"),
+    "dvae": ("train the discrete VAE, or take a published image tokenizer (--model)",
+             "--preset toy train_dvae.steps=500"),
+    "dalle": ("train the transformer over text and image tokens",
+              "--preset toy dalle.n_layers=6 --run runs/deeper"),
+    "clip": ("train the reranker", "--preset toy"),
+    "generate": ("draw images for a caption",
+                 '"a small red heart on a navy background" -n 8 --out hearts.png'),
+    "evaluate": ("measure a run, or prepare a blind vote between two (--vote)", "--preset toy"),
+    "compare": ("is my loss curve normal? a run beside the one that made the shipped checkpoints",
+                "runs/toy"),
+    "plan": ("what a preset needs: parameters, memory, time",
+             "--preset 12b --gpus 64 --batch 1024"),
+    "demo": ("all stages in a row on the toy world, then a sheet of samples", ""),
+}  # fmt: skip
 SCALE = ("compress", "fixed_q", "update_in_backward", "bfloat16_weights", "float16")
 N_TESTS = 200  # test images whose nearest training image is looked for
 
@@ -59,10 +51,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="minidalle", description="DALL-E from scratch, stage by stage."
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb, text in HELP.items():
+    for verb, (text, example) in HELP.items():
         sub = verbs.add_parser(
             verb, help=text, description=text[0].upper() + text[1:] + ".",
-            epilog=f"example: {EXAMPLES[verb]}",
+            epilog=f"example: minidalle {verb} {example}",
         )  # fmt: skip
         _add_common(sub)
         if verb in ("tokenizer", "dvae", "dalle", "clip", "demo"):
@@ -92,16 +84,13 @@ def _add_scale(sub: argparse.ArgumentParser) -> None:
         "--compress", type=int, default=0, metavar="RANK",
         help="PowerSGD between machines; -1 is the paper's rank (default 0: off)",
     )  # fmt: skip
-    scale.add_argument(
-        "--fixed-q", action="store_true", help="compress as the paper does: one Q, 16-bit errors"
-    )
-    scale.add_argument(
-        "--update-in-backward", action="store_true", help="free each gradient at once"
-    )
-    scale.add_argument(
-        "--bfloat16-weights", action="store_true", help="and keep the blocks' weights in 16 bits"
-    )
-    scale.add_argument("--float16", action="store_true", help="the paper's per-block scaling")
+    for option, text in {
+        "--fixed-q": "compress as the paper does: one Q, 16-bit errors",
+        "--update-in-backward": "free each gradient at once",
+        "--bfloat16-weights": "and keep the blocks' weights in 16 bits",
+        "--float16": "the paper's per-block scaling",
+    }.items():
+        scale.add_argument(option, action="store_true", help=text)
 
 
 def _add_special(verbs: dict[str, argparse.ArgumentParser]) -> None:
@@ -335,15 +324,7 @@ def run_demo(args: argparse.Namespace) -> None:
     demo.run(_config(args), _run_folder(args), SHIPPED / "toy" / "judge", args.device, args.fresh)
 
 
-VERBS = {
-    "data": run_data,
-    "tokenizer": run_tokenizer,
-    "dvae": run_model,
-    "dalle": run_model,
-    "clip": run_model,
-    "generate": run_generate,
-    "evaluate": run_evaluate,
-    "compare": run_compare,
-    "plan": run_plan,
-    "demo": run_demo,
-}
+VERBS = dict(
+    data=run_data, tokenizer=run_tokenizer, dvae=run_model, dalle=run_model, clip=run_model,
+    generate=run_generate, evaluate=run_evaluate, compare=run_compare, plan=run_plan, demo=run_demo,
+)  # fmt: skip

@@ -1,7 +1,4 @@
-"""The verb `generate`: its options, and published models in a run's place.
-
-Source: this project.
-"""
+"""The verb `generate`: its options, and published models in a run's place."""
 
 import argparse
 import sys

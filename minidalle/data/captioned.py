@@ -79,9 +79,13 @@ class Tally:
 class Captioned:
     """Captioned images: len(), [i] -> ((3, S, S) uint8, caption).
 
-    A kind of data set says how to `read` a pair at its own size, and may raise Unusable.
-    counts are the pairs in each file; data in memory are one file (see shuffle.py).
+    counts are the pairs in each file; data in memory are one file (see shuffle.py). A kind of data
+    set brings the three methods below; the first two may raise Unusable.
     """
+
+    read: Callable[[int], Tensor]  # image i, (3, H, W) uint8, at its own size
+    caption: Callable[[int], str]
+    fingerprint: Callable[[], str]  # a digest that changes whenever an image changes
 
     def __init__(self, counts: list[int], split: str, size: int, tally: Tally | None = None):
         self.counts, self.split, self.size = counts, split, size
@@ -90,14 +94,6 @@ class Captioned:
         fits = sum(counts) * 3 * size**2 <= MEMORY
         self._kept: dict[int, Tensor] | None = {} if fits else None
 
-    def read(self, i: int) -> Tensor:
-        """Return image i, (3, H, W) uint8. Raises Unusable."""
-        raise NotImplementedError
-
-    def caption(self, i: int) -> str:
-        """Return caption i. Raises Unusable."""
-        raise NotImplementedError
-
     def name(self, i: int) -> str:
         """Return what to call pair i in a message."""
         return str(i)
@@ -105,10 +101,6 @@ class Captioned:
     def attributes(self, i: int) -> dict[str, str] | None:
         """Return what is known to be in image i, or None."""
         return None
-
-    def fingerprint(self) -> str:
-        """Return a digest that changes whenever an image changes."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return sum(self.counts)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 import torch
@@ -182,7 +183,8 @@ def read_caption(caption: str) -> Wanted:
     Raises ValueError where it names no object, or more than two.
     """
     text = " ".join(caption.lower().replace(",", " ").split())
-    objects = tuple((m[2], m[1]) for m in _OBJECT.finditer(text))
+    named = list(_OBJECT.finditer(text))
+    objects = tuple((m[2], m[1]) for m in named)
     if len(objects) not in (1, 2):
         raise ValueError(f"a caption names one or two objects, got {len(objects)} in {caption!r}")
     grounds = [b for b in BACKGROUNDS if re.search(rf"\b{b}\b", text)]
@@ -194,7 +196,7 @@ def read_caption(caption: str) -> Wanted:
     for layout in RELATIONS:
         for order in (0, 1):
             # Where the first named stands: "a left of b", or "a on the left", first of two places.
-            between = text[_ends(text)[0] : _starts(text)[1]]
+            between = text[named[0].end() : named[1].start()]
             said = any(f" {word} a" in between for word in RELATIONS[layout][order])
             own, other = PLACES[layout][order], PLACES[layout][1 - order]
             said |= own in text and other in text and text.index(own) < text.index(other)
@@ -203,26 +205,10 @@ def read_caption(caption: str) -> Wanted:
     return Wanted(None, objects, background)
 
 
-def _starts(text: str) -> list[int]:
-    return [m.start() for m in _OBJECT.finditer(text)]
-
-
-def _ends(text: str) -> list[int]:
-    return [m.end() for m in _OBJECT.finditer(text)]
-
-
 def labels(scene: Scene) -> dict[str, str]:
     """Return a scene as the answers of a judge: one word for each of six questions."""
-    objects = [*scene.objects, ("none", "none")]
-    (shape, colour), (other_shape, other_colour) = objects[:2]
-    return {
-        "layout": scene.layout,
-        "shape": shape,
-        "colour": colour,
-        "other shape": other_shape,
-        "other colour": other_colour,
-        "background": scene.background,
-    }
+    objects = [*scene.objects, ("none", "none")][:2]
+    return {"layout": scene.layout, **_names(objects), "background": scene.background}
 
 
 def stated(caption: str) -> list[dict[str, str]]:
@@ -241,10 +227,9 @@ def stated(caption: str) -> list[dict[str, str]]:
     return [_names(some) | {"layout": layout} | ground for layout in layouts for some in orders]
 
 
-def _names(objects: tuple[tuple[str, str | None], ...]) -> dict[str, str]:
-    keys = (("shape", "colour"), ("other shape", "other colour"))
-    pairs = [pair for k, o in zip(keys, objects, strict=False) for pair in zip(k, o, strict=True)]
-    return {key: value for key, value in pairs if value}
+def _names(objects: Sequence[tuple[str, str | None]]) -> dict[str, str]:
+    keys, values = ("shape", "colour", "other shape", "other colour"), chain(*objects)
+    return {key: value for key, value in zip(keys, values, strict=False) if value}
 
 
 ROWS = ("single object", "two objects", "counting", "colours", "position", "colour attribution")

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from minidalle.config import Config, from_json, to_json
 from minidalle.files import CheckpointError, save_model, write_text
 from minidalle.scale.sharding import gathered
-from minidalle.training.checkpoints import Checkpoints, pack, unpack_optimizer
+from minidalle.training.checkpoints import Checkpoints, pack, refuse_changed, unpack_optimizer
 from minidalle.training.identity import differences
 
 META, COMPLETE = "meta.json", ".metadata"
@@ -40,7 +40,7 @@ class ShardedCheckpoints(Checkpoints):
     PowerSGD's error buffers; restored when the number of processes is the same, else started anew.
     """
 
-    directories = True
+    directories, ending = True, ""
 
     def __init__(
         self, folder: str | Path, keep: int, config: Config, local: dict[str, object] | None = None
@@ -55,10 +55,6 @@ class ShardedCheckpoints(Checkpoints):
         """Return the complete checkpoints, oldest first."""
         return sorted(p.parent for p in self.folder.glob(f"step-*/{COMPLETE}"))
 
-    def path(self, step: int) -> Path:
-        """Return the directory of the checkpoint after `step` updates."""
-        return self.folder / f"step-{step:08d}"
-
     def save(self, model: nn.Module, optimizer, average, meta: dict) -> Path:
         """Begin to write one checkpoint, after the one before is safely on the disk.
 
@@ -67,7 +63,8 @@ class ShardedCheckpoints(Checkpoints):
         self.wait()
         path = self.path(meta["step"])
         tensors, scalars = pack(model, optimizer, average)
-        tensors |= self._local_state()
+        for name, part in self.local.items():
+            tensors |= {f"{_here()}{name}/{key}": x for key, x in part.state_dict().items()}
         text = json.dumps({"meta": meta, "optimizer": scalars})
         self._lead(lambda: self._prepare(path, meta.get("best"), text))
         self.pending = dcp.async_save(tensors, checkpoint_id=path, process_group=self.group)
@@ -97,12 +94,7 @@ class ShardedCheckpoints(Checkpoints):
             return None
         path = self.path(step)
         saved = json.loads((path / META).read_text(encoding="utf-8"))
-        changed = self._from_first(differences(saved["meta"]["config"], config))
-        if changed:
-            raise ValueError(
-                f"{path} belongs to a run with another configuration: {'; '.join(changed)}. "
-                f"Use the old values, train into another folder, or start again with --fresh"
-            )
+        refuse_changed(path, self._from_first(differences(saved["meta"]["config"], config)))
         # Live tensors of the right sizes, which the files are read into.
         known = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
         _make_moments(model, optimizer, known, saved["optimizer"])
@@ -112,7 +104,11 @@ class ShardedCheckpoints(Checkpoints):
             dcp.load(tensors, checkpoint_id=path)
         except (CheckpointException, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{path} does not fit this run: {error}") from error
-        self._restore_local(tensors)
+        for name, part in self.local.items():
+            prefix = f"{_here()}{name}/"
+            found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if found:
+                part.load_state_dict(found)
         return saved["meta"]
 
     def set_aside(self) -> None:
@@ -125,20 +121,6 @@ class ShardedCheckpoints(Checkpoints):
         state = gathered(model, "cpu")
         if config is not None:
             self._lead(lambda: save_model(self.folder.parent, state, to_json(config), made_from))
-
-    def _local_state(self) -> dict[str, Tensor]:
-        return {
-            f"{_here()}{name}/{key}": value
-            for name, part in self.local.items()
-            for key, value in part.state_dict().items()
-        }
-
-    def _restore_local(self, tensors: dict[str, Tensor]) -> None:
-        for name, part in self.local.items():
-            prefix = f"{_here()}{name}/"
-            found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            if found:
-                part.load_state_dict(found)
 
     def _lead(self, action) -> None:
         """Let the first process do it; the others wait. Its OSError is raised by all of them."""
@@ -195,12 +177,10 @@ def _make_moments(model: nn.Module, optimizer, known: dict, scalars: dict) -> No
     named, values = dict(model.named_parameters()), dict(scalars)
     for path, entry in known.items():
         if path.startswith("optimizer/") and isinstance(entry, TensorStorageMetadata):
-            path, dtype = path.removeprefix("optimizer/"), entry.properties.dtype
-            parameter = named[path.rpartition("/")[0]]
-            if entry.size == parameter.shape:
-                values[path] = torch.zeros_like(parameter, dtype=dtype)  # sliced as it is
-            else:  # the count of updates, in torch's own AdamW
-                values[path] = torch.zeros(entry.size, dtype=dtype, device=parameter.device)
+            path = path.removeprefix("optimizer/")
+            parameter, values[path] = named[path.rpartition("/")[0]], _empty(entry)
+            if entry.size == parameter.shape:  # sliced as it is
+                values[path] = torch.zeros_like(parameter, dtype=entry.properties.dtype)
     unpack_optimizer(optimizer, model, values)
 
 

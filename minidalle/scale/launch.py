@@ -27,8 +27,7 @@ from minidalle.scale.checkpoints import ShardedCheckpoints
 from minidalle.scale.sharding import finish
 from minidalle.tokenizer import PAD
 from minidalle.training.optim import Average, clip_gradients
-from minidalle.training.run import autocast
-from minidalle.training.team import Alone
+from minidalle.training.run import Alone, autocast
 
 __all__ = ["finish", "is_main", "train_stage"]
 
@@ -38,11 +37,6 @@ MAX_BAD_HALF = 1000  # float16 scales may need some 125 updates for each halving
 def is_main() -> bool:
     """Is this the process that prints and writes?"""
     return int(os.environ.get("RANK", 0)) == 0
-
-
-def count_nodes() -> int:
-    """Number of machines that torchrun was started on."""
-    return int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
 
 
 @dataclass(frozen=True)
@@ -120,10 +114,7 @@ class Team(Alone):
 
     def average(self, model: nn.Module, config: TrainConfig) -> Average:
         """The averaged weights, in the CPU's memory where the GPU's is full of one model."""
-        if self.updater is None:
-            return super().average(model, config)
-        host = self.host_average
-        return memory.FloatAverage(model, config.ema_decay, config.ema_every, host=host)
+        return Average(model, config.ema_decay, config.ema_every, self.host_average)
 
     def checkpoints(self, folder: Path, config: TrainConfig) -> ShardedCheckpoints:
         """Checkpoints that every process writes its part of."""
@@ -191,15 +182,6 @@ def _mean(values: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
-def _check_batch(batch_size: int, accumulate: int) -> None:
-    world = dist.get_world_size()
-    if batch_size % (world * accumulate):
-        raise ValueError(
-            f"batch_size={batch_size} does not divide among {world} processes in "
-            f"accumulate={accumulate} parts; use a multiple of {world * accumulate}"
-        )
-
-
 def _sharded_dalle(config: Config, mesh: DeviceMesh, rank: int, short: bool = False) -> DALLE:
     """DALLE sharded over all processes, built on the meta device, with its first weights.
 
@@ -250,8 +232,14 @@ def train_stage(
         config = replace(config, train_dalle=training)
     # The model of this process: a slice of DALLE, or a copy of another.
     here = sharding.start(device)
-    _check_batch(training.batch_size, training.accumulate)
-    mesh = sharding.make_mesh(here.type, options.nodes or count_nodes())
+    size, world, accumulate = training.batch_size, dist.get_world_size(), training.accumulate
+    if size % (world * accumulate):
+        raise ValueError(
+            f"batch_size={size} does not divide among {world} processes in "
+            f"accumulate={accumulate} parts; use a multiple of {world * accumulate}"
+        )
+    nodes = options.nodes or world // int(os.environ["LOCAL_WORLD_SIZE"])
+    mesh = sharding.make_mesh(here.type, nodes)
     rank = powersgd.paper_rank(config.dalle.width) if compress < 0 else compress
     if stage == "dalle":
         model = _sharded_dalle(config, mesh, rank, options.bfloat16_weights)

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from minidalle.attention.compiled import allow_kernels
 from minidalle.config import TrainConfig
-from minidalle.training.optim import AdamW, Average, parameter_groups
+from minidalle.training.optim import AdamW, parameter_groups
 
 
 def stochastic_round(x: Tensor, bits: Tensor) -> Tensor:
@@ -114,16 +114,8 @@ class BackwardAdamW(AdamW):
         self.last_norm = norm if norm.isfinite() else self.last_norm
         return norm
 
-    def load_state_dict(self, state: dict) -> None:
-        """Go on from `state_dict()`; torch would widen the moments to the weights' type."""
-        super().load_state_dict(state)
-        for values in self.state.values():
-            for name in ("exp_avg", "exp_avg_sq"):
-                values[name] = values[name].to(self.moments)
-
     def _hook(self, place: int, number: int) -> Callable[[Tensor], None]:
-        # Python can not free a circle that leads through a tensor's hooks: a weak reference. Groups
-        # are looked up, for `load_state_dict` makes new ones.
+        # Python can not free a circle that leads through a tensor's hooks: a weak reference.
         find = weakref.ref(self)
 
         def hook(parameter: Tensor) -> None:
@@ -169,42 +161,3 @@ class BackwardAdamW(AdamW):
 def backward_adamw(model: nn.Module, config: TrainConfig, seed: int = 0) -> BackwardAdamW:
     """Return a BackwardAdamW over the trainable parameters of `model`, as optim.make_optimizer."""
     return BackwardAdamW(parameter_groups(model, config.weight_decay), config, seed=seed)
-
-
-class FloatAverage(Average):
-    """optim.Average in float32, also of weights in 16 bits, which would not notice a thousandth.
-
-    host: in the CPU's memory, as the paper keeps it. That costs no device memory, and each update
-    of the average copies the weights over (B.2: every 25). It is for a model that one process holds
-    whole, plain or sharded over a mesh of one.
-    """
-
-    def __init__(self, model: nn.Module, decay: float, every: int = 1, host: bool = False):
-        self.decay, self.every, self.host = decay, every, host
-        trainable = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-        self.names = list(trainable)
-        self.live = [_local(p) if host else p for p in trainable.values()]
-        self.values = [
-            p.to("cpu" if host else p.device, torch.float32, copy=True) for p in self.live
-        ]
-        self.aside: list[Tensor] = []  # the weights, while the model holds the average
-
-    def _float(self, parameter: Tensor) -> Tensor:
-        return parameter.float().cpu() if self.host else parameter.float()
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the parameters as they are after update `step`, one after another."""
-        n, left = divmod(step + 1, self.every)
-        for live, value in zip(self.live, self.values, strict=True) if not left else ():
-            value.lerp_(self._float(live), 1 - min(self.decay, (1 + n) / (10 + n)))
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Put the averaged weights into the model; a second call undoes it, bit for bit."""
-        source, aside = self.aside or self.values, []
-        for live, value in zip(self.live, source, strict=True):
-            if not self.aside:
-                aside.append(live.to(value.device, copy=True))
-            live.copy_(value)
-        self.aside = aside

@@ -214,19 +214,13 @@ def compress(
     rank: R of the whole matrix; a slice gets R / G, at least 1. 0 sends everything uncompressed.
     is_last: does the running backward pass end its update? whole: updates sent whole first.
     q: where each update's Q comes from: 'warm' goes on with the last one, 'fixed' is drawn once
-    for the run (the paper's). short_errors: keep what is lost in 16 bits
-    (the paper's 1-6-9). scales: of float16, divided out of each slice before it is sent.
-    Returns what the blocks keep. Raises ValueError for an unknown q.
+    for the run (the paper's). short_errors: keep what is lost in 16 bits (the paper's 1-6-9).
+    scales: of float16, divided out of each slice before it is sent. Returns what the blocks keep.
     """
-    if q not in SOURCES:
-        raise ValueError(f"unknown {q=}; choose from {', '.join(SOURCES)}")
+    assert q in SOURCES
     group, parts = mesh["replicate"].get_group(), mesh["shard"].size()
-
-    def send_whole(flat: Tensor) -> None:
-        flat.copy_(average([flat], group)[0])
-
     for unit in units(model):
-        unit.set_all_reduce_hook(_Hook(send_whole, is_last))
+        unit.set_all_reduce_hook(_Hook(lambda flat: flat.copy_(average([flat], group)[0]), is_last))
     if scales is not None:
         scales.by_slice = rank > 0
     compressors = []

@@ -11,6 +11,7 @@ Source: Ramesh et al. 2021, arXiv:2102.12092, section 2.5 and figure 5; torch's 
 import os
 import sys
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -73,15 +74,6 @@ def make_mesh(device: str, nodes: int = 1) -> DeviceMesh:
     return init_device_mesh(device, (nodes, world // nodes), mesh_dim_names=("replicate", "shard"))
 
 
-def policy(precision: str) -> MixedPrecisionPolicy:
-    """What is gathered and what is summed: bfloat16 weights travel, gradients add in float32.
-
-    The inputs keep their type: the identity path stays float32 (figure 4), autocast does the rest.
-    """
-    travel = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    return MixedPrecisionPolicy(travel, torch.float32, cast_forward_inputs=False)
-
-
 def slice_dim(parameter: nn.Parameter, parts: int) -> Shard | None:
     """Slice a wide matrix (D, 4D), the second of an MLP, by columns and all else by rows.
 
@@ -99,15 +91,14 @@ def shard(model: DALLE, mesh: DeviceMesh, precision: str = "float32") -> DALLE:
     is one unit: gathered, used, dropped, its gradients reduced as one flat tensor. Embeddings and
     heads form the last unit and stay float32. Returns the model, changed in place.
     """
-    parts = mesh.size(mesh.ndim - 1)
+    # Weights may travel in 16 bits, gradients add in float32. Inputs keep their type: the identity
+    # path stays float32 (figure 4), autocast does the rest.
+    policy = partial(MixedPrecisionPolicy, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    travel = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    place = partial(slice_dim, parts=mesh.size(mesh.ndim - 1))
     for block in model.transformer.blocks:
-        fully_shard(
-            block,
-            mesh=mesh,
-            mp_policy=policy(precision),
-            shard_placement_fn=lambda p: slice_dim(p, parts),
-        )
-    fully_shard(model, mesh=mesh, mp_policy=policy("float32"))
+        fully_shard(block, mesh=mesh, mp_policy=policy(travel), shard_placement_fn=place)
+    fully_shard(model, mesh=mesh, mp_policy=policy(torch.float32))
     for name in MEASURES:
         register_fsdp_forward_method(model, name)
     return model

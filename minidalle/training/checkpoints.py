@@ -24,7 +24,7 @@ class Checkpoints:
     plain values with "step" (updates done), "config" (nested), "best" ({"step", "value"} or None).
     """
 
-    directories = False  # of one process: files
+    directories, ending = False, ".safetensors"  # of one process: files
 
     def __init__(self, folder: str | Path, keep: int = 2):
         self.folder, self.keep = Path(folder), max(keep, 1)
@@ -35,7 +35,7 @@ class Checkpoints:
 
     def path(self, step: int) -> Path:
         """Return the name of the checkpoint after `step` updates."""
-        return self.folder / f"step-{step:08d}.safetensors"
+        return self.folder / f"step-{step:08d}{self.ending}"
 
     def save(self, model: nn.Module, optimizer, average, meta: dict) -> Path:
         """Write one checkpoint, then delete the older ones that are neither new nor best.
@@ -70,11 +70,7 @@ class Checkpoints:
                 problems.append(str(error))
                 warnings.warn(f"{error}; trying the checkpoint before it", stacklevel=2)
                 continue
-            if changed := differences(meta["config"], config):
-                raise ValueError(
-                    f"{path} belongs to a run with another configuration: {'; '.join(changed)}. "
-                    f"Use the old values, train into another folder, or start again with --fresh"
-                )
+            refuse_changed(path, differences(meta["config"], config))
             _restore(path, tensors, scalars, model, optimizer, average)
             return meta
         if problems:
@@ -118,39 +114,41 @@ class Checkpoints:
             raise CheckpointError(f"{path} has a damaged header ({error})") from error
 
 
+def refuse_changed(path: Path, changed: list[str]) -> None:
+    """Raise ValueError where a checkpoint is of a run whose configuration was another."""
+    if changed:
+        raise ValueError(
+            f"{path} belongs to a run with another configuration: {'; '.join(changed)}. "
+            f"Use the old values, train into another folder, or start again with --fresh"
+        )
+
+
 def pack(model: nn.Module, optimizer, average) -> tuple[dict[str, Tensor], dict]:
     """All tensors of a run by name, live ones, and the optimiser's plain values by name."""
     tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average/{k}": v for k, v in average.state_dict().items()}
-    names, scalars = _parameter_names(optimizer, model), {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for key, value in state.items():
+    scalars = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer/{names[index]}/{key}"] = value
+                tensors[f"optimizer/{name}/{key}"] = value
             else:
-                scalars[f"{names[index]}/{key}"] = value
+                scalars[f"{name}/{key}"] = value
     return tensors, scalars
 
 
 def unpack_optimizer(optimizer, model: nn.Module, values: dict) -> None:
     """Give an optimiser the state that `pack` found: tensors and plain values by parameter/key."""
     named = dict(model.named_parameters())
-    index_of = {name: i for i, name in enumerate(_parameter_names(optimizer, model))}
-    state: dict[int, dict] = {}
     for path, value in values.items():
         name, key = path.rsplit("/", 1)
-        if isinstance(value, Tensor) and value.shape == named[name].shape:
-            like = named[name]  # same strides as the parameter, so that foreach stays fast
+        like = named[name]
+        if isinstance(value, Tensor) and value.shape == like.shape:
+            # Same strides as the parameter, so that foreach stays fast.
             value = torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
-        state.setdefault(index_of[name], {})[key] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _parameter_names(optimizer, model: nn.Module) -> list[str]:
-    """Return the model's names of an optimiser's parameters, in the optimiser's order."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+        elif isinstance(value, Tensor):  # the count of updates, in torch's own AdamW
+            value = value.to(like.device)
+        optimizer.state[like][key] = value
 
 
 @torch.no_grad()

@@ -1,7 +1,4 @@
-"""What a finished stage left in the folder of a run: found, read, and known to be right.
-
-Source: this project.
-"""
+"""What a finished stage left in the folder of a run: found, read, and known to be right."""
 
 import dataclasses
 import json

@@ -1,7 +1,4 @@
-"""What must stay the same while a run goes on, and what may change.
-
-Source: this project.
-"""
+"""What must stay the same while a run goes on, and what may change."""
 
 import dataclasses
 import json

@@ -5,6 +5,7 @@ arXiv:1711.05101 (AdamW).
 """
 
 from bisect import bisect_right
+from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
@@ -129,7 +130,9 @@ class Together:
     """
 
     def __init__(self, *parts: torch.optim.Optimizer):
-        self.parts = parts
+        self.parts, self.state = parts, defaultdict(dict)
+        for part in parts:
+            part.state = self.state  # one for all, by parameter
 
     @property
     def param_groups(self) -> list[dict]:
@@ -145,28 +148,6 @@ class Together:
         """Forget all gradients."""
         for part in self.parts:
             part.zero_grad(set_to_none)
-
-    def state_dict(self) -> dict:
-        """Return the state of all parts; parameters are numbered through, as in param_groups."""
-        state, groups, first = {}, [], 0
-        for part in self.parts:
-            saved = part.state_dict()
-            state |= {first + index: values for index, values in saved["state"].items()}
-            for group in saved["param_groups"]:
-                groups.append(group | {"params": [first + i for i in group["params"]]})
-            first += sum(len(group["params"]) for group in part.param_groups)
-        return {"state": state, "param_groups": groups}
-
-    def load_state_dict(self, saved: dict) -> None:
-        """Undo `state_dict`."""
-        first, groups = 0, list(saved["param_groups"])
-        for part in self.parts:
-            count = sum(len(group["params"]) for group in part.param_groups)
-            own, groups = groups[: len(part.param_groups)], groups[len(part.param_groups) :]
-            own = [g | {"params": [i - first for i in g["params"]]} for g in own]
-            state = {i - first: v for i, v in saved["state"].items() if 0 <= i - first < count}
-            part.load_state_dict({"state": state, "param_groups": own})
-            first += count
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer | Together:
@@ -215,37 +196,43 @@ def clip_gradients(parameters: list[Tensor], max_norm: float) -> Tensor:
 
 
 class Average:
-    """The moving average of a model's trainable parameters.
+    """The moving average of a model's trainable parameters, in float32 whatever they are.
 
     After update s (from 0), where s + 1 is a multiple of `every`: a = d a + (1 - d) p. d starts
     low and rises to `decay`, min(decay, (1 + n) / (10 + n)) at the n-th average, or else a run of
     a thousand updates at decay 0.999 would still be a third its random start.
+    host: kept in the CPU's memory, as the paper does; for a model that one process holds whole.
     Source: arXiv:2102.12092, appendices A.2 and B.2; the rise is TensorFlow's
     tf.train.ExponentialMovingAverage(num_updates).
     """
 
-    def __init__(self, model: nn.Module, decay: float, every: int = 1):
+    def __init__(self, model: nn.Module, decay: float, every: int = 1, host: bool = False):
         self.decay, self.every = decay, every
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.names, self.live = list(trainable), list(trainable.values())
-        self.values = [p.detach().clone() for p in self.live]
+        if host:  # of a sharded parameter its only slice
+            self.live = [p.to_local() if hasattr(p, "to_local") else p for p in self.live]
+        self.values = [
+            p.detach().to("cpu" if host else p.device, torch.float32, copy=True) for p in self.live
+        ]
+        self.aside: list[Tensor] = []  # the weights, while the model holds the average
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the parameters as they are after update `step`."""
-        if (step + 1) % self.every:
-            return
-        n = (step + 1) // self.every
-        decay = min(self.decay, (1 + n) / (10 + n))
-        torch._foreach_lerp_(self.values, self.live, 1 - decay)
+        """Take in the parameters as they are after update `step`, one after another."""
+        n, left = divmod(step + 1, self.every)
+        for live, value in zip(self.live, self.values, strict=True) if not left else ():
+            value.lerp_(live.to(value.device, value.dtype), 1 - min(self.decay, (1 + n) / (10 + n)))
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the model's parameters with the averaged ones; a second call undoes it."""
-        for live, value in zip(self.live, self.values, strict=True):
-            before = live.clone()
+        """Put the averaged weights into the model; a second call undoes it, bit for bit."""
+        source, aside = self.aside or self.values, []
+        for live, value in zip(self.live, source, strict=True):
+            if not self.aside:
+                aside.append(live.to(value.device, copy=True))
             live.copy_(value)
-            value.copy_(before)
+        self.aside = aside
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averaged parameters by name."""

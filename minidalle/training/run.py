@@ -1,7 +1,4 @@
-"""The bookkeeping of a training run: what is counted, evaluated, written and saved.
-
-Source: this project.
-"""
+"""The bookkeeping of a training run: what is counted, evaluated, written and saved, and by whom."""
 
 import math
 import os
@@ -12,11 +9,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minidalle.config import Config, TrainConfig
 from minidalle.training.checkpoints import Checkpoints
 from minidalle.training.log import Log
+from minidalle.training.optim import Average, clip_gradients, make_optimizer
 
 
 class TrainingError(RuntimeError):
@@ -42,6 +40,42 @@ def check_start(folder: str | Path, model: nn.Module, seed: int, device) -> Path
         raise ValueError(f"a run needs a folder, and {folder} is a file")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+class Alone:
+    """What `fit` asks of the processes of a run: here there is one; minidalle.scale has several."""
+
+    rank, world, is_main = 0, 1, True  # this process takes rows rank::world of every batch
+    max_bad = 10  # updates in a row that are not finite end the run
+    model: nn.Module | None = None  # built already, or to be built
+
+    def loss(self, model: nn.Module, batch: dict, step: int, generator=None) -> tuple[Tensor, dict]:
+        """Return the model's loss and metrics."""
+        return model.loss(batch, step, generator)
+
+    def optimizer(self, model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+        """Return the optimiser of `config`."""
+        return make_optimizer(model, config)
+
+    def average(self, model: nn.Module, config: TrainConfig) -> Average:
+        """Return the averaged weights of `config`."""
+        return Average(model, config.ema_decay, config.ema_every)
+
+    def checkpoints(self, folder: Path, config: TrainConfig) -> Checkpoints:
+        """Return the checkpoints of a run in `folder`."""
+        return Checkpoints(folder, config.keep)
+
+    def clip(self, parameters: list[Tensor], max_norm: float) -> Tensor:
+        """Scale the gradients down to max_norm (0 only measures). Returns the norm before."""
+        return clip_gradients(parameters, max_norm)
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """Say of each flag whether it holds in any process."""
+        return flags
+
+    def callbacks(self, evaluate: Callable, sheet: Callable | None) -> tuple:
+        """Return what this process does to evaluate, and to draw a sheet of samples."""
+        return evaluate, sheet
 
 
 class Run:

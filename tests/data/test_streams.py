@@ -110,11 +110,6 @@ def test_a_truncated_shard_gives_what_came_before(tmp_path, urls):
     assert 2 <= len(good) < 10
 
 
-def test_one_shard_is_too_few_for_training_and_testing(urls):
-    with pytest.raises(ValueError, match="at least two"):
-        load_stream(Typed(urls[0]), "train", DATA)
-
-
 def test_what_counts_as_a_url():
     assert is_url("http://a/b.tar") and is_url("https://a") and is_url("pipe:cat a.tar")
     assert not is_url("/data/http:/x") and not is_url("C:\\data") and not is_url("data")

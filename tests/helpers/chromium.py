@@ -11,25 +11,14 @@ import urllib.request
 from pathlib import Path
 
 FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic",
+    "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync",
-]
+]  # fmt: skip
 KEYS = {
-    "Tab": "\ue004",
-    "Enter": "\ue007",
-    "Right": "\ue014",
-    "Down": "\ue015",
-    "Home": "\ue011",
-    "End": "\ue010",
-    "Backspace": "\ue003",
-}
+    "Tab": "\ue004", "Enter": "\ue007", "Right": "\ue014", "Down": "\ue015", "Home": "\ue011",
+    "End": "\ue010", "Backspace": "\ue003",
+}  # fmt: skip
 
 
 def missing() -> str:
@@ -43,12 +32,8 @@ class Chromium:
     """One window with a profile of its own, beside which downloads land. size: in pixels."""
 
     def __init__(self, profile: Path, size: tuple[int, int] = (1280, 900)):
-        self.process = subprocess.Popen(
-            ["chromedriver", "--port=0"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        heard = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(["chromedriver", "--port=0"], **heard)
         lines = (re.search(r"on port (\d+)\.", line) for line in self.process.stdout)
         self.url = f"http://127.0.0.1:{next(m[1] for m in lines if m)}/session"
         options = {
@@ -92,13 +77,8 @@ class Chromium:
         return self.post("/goog/cdp/execute", {"cmd": command, "params": parameters})
 
     def resize(self, width: int, height: int):
-        self.devtools(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=False,
-        )
+        size = dict(width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.devtools("Emulation.setDeviceMetricsOverride", **size)
 
     def prefer(self, **features: str):
         """Set media features, such as prefers_color_scheme='dark'."""

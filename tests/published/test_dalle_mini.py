@@ -171,13 +171,9 @@ def test_the_released_detokenizer_draws_what_min_dalles_does(tmp_path):
 # ---------------------------------------------------------------- files and words
 
 
-@pytest.mark.parametrize("config, published", [(MINI, 437_962_720), (MEGA, 2_587_967_488)])
-def test_both_sizes_are_the_published_ones_and_the_presets(config, published):
-    with torch.device("meta"):
-        parts = make(config)
-    assert sum(p.numel() for p in parts.prior.parameters()) == published
-    assert sum(p.numel() for p in parts.codebook.parameters()) == 46_709_891
-    preset = get_config("mini" if config is MINI else "mega")
+@pytest.mark.parametrize("name, config", [("mini", MINI), ("mega", MEGA)])
+def test_both_sizes_are_presets(name, config):
+    preset = get_config(name)
     assert preset.dalle == config and preset.dvae == dalle_mini.CODEBOOK
 
 

@@ -131,45 +131,29 @@ class Hostile:
         return print, ("was run",)
 
 
-def break_file(path, state, how):
-    """Damage a file in one of the ways that are refused."""
-    if how == "truncated":
-        torch.save(state, path)
-        path.write_bytes(path.read_bytes()[:-2000])
-    elif how == "code":
-        torch.save(state | {"more": Hostile()}, path)
-    elif how == "a wrong size":
-        torch.save(state | {"visual.proj": torch.zeros(128, 31)}, path)
-    elif how == "a key too many":
-        torch.save(state | {"visual.other": torch.zeros(1)}, path)
-    elif how == "a key too few":
-        torch.save({k: v for k, v in state.items() if k != "ln_final.bias"}, path)
-    elif how == "a ResNet":
-        torch.save({k: v for k, v in state.items() if k != "visual.positional_embedding"}, path)
-    else:
-        torch.save(how, path)
+RESNET = random_clip()
+del RESNET["visual.positional_embedding"]
 
 
 @pytest.mark.parametrize(
-    "how, message",
+    "content, message",
     [
-        ("truncated", "no readable checkpoint"),
-        ("code", "was not run"),
-        ("a wrong size", r"visual\.proj is \(128, 31\), but must be \(128, 32\)"),
-        ("a key too many", r"holds visual\.other"),
-        ("a key too few", r"lacks ln_final\.bias"),
-        ("a ResNet", r"lacks visual\.positional_embedding: only CLIP's ViTs"),
+        (
+            random_clip() | {"visual.proj": torch.zeros(128, 31)},
+            r"visual\.proj is \(128, 31\)",
+        ),
+        (RESNET, r"lacks visual\.positional_embedding: only CLIP's ViTs"),
         ([1, 2], "holds a list"),
         ({"a": 1}, "a is a int, not a tensor"),
     ],
+    ids=["a wrong size", "a ResNet", "a list", "a number"],
 )
-def test_a_file_that_is_not_right_is_named_in_one_line(tmp_path, how, message, capsys):
+def test_a_file_that_is_not_right_is_named_in_one_line(tmp_path, content, message):
     write_merges(tmp_path)
-    break_file(tmp_path / "ViT-B-32.pt", random_clip(), how)
+    torch.save(content, tmp_path / "ViT-B-32.pt")
     with pytest.raises(ValueError, match=message) as error:
         published.load("openai-clip", tmp_path)
     assert "ViT-B-32.pt" in str(error.value) and "\n" not in str(error.value)
-    assert "was run" not in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

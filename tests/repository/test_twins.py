@@ -13,6 +13,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from helpers import lessons
+from helpers.lessons import FOLDER
 
 from minidalle import cache as cached
 from minidalle import clip, config, dalle, dvae, generate, tokenizer, train, transformer
@@ -21,7 +23,6 @@ from minidalle.attention.dense import dense
 from minidalle.training import optim
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "notebooks"
 # The package's object: (notebook, its twin, cell of the proof)
 TWINS = {
     tokenizer.BPETokenizer: ("01_bpe", "Tokenizer", "bond"),
@@ -70,23 +71,20 @@ WITHOUT_TWIN = {"models", "stages"}  # which class builds which part; the order 
 # Notebooks whose twin takes over what was learned: the line that does it.
 EQUAL = ("torch.equal", "math.isclose")
 LESSONS = [path.stem for path in sorted(FOLDER.glob("0[1-6]_*.ipynb"))]
+WEIGHTS = r"^mine\.load_state_dict\(shipped\S*\.state_dict\(\)\)$"
 TAKES_OVER = {
     "01_bpe": r"^mine = Tokenizer\(shipped\.merges\)$",
-    "02_dvae": r"^mine\.load_state_dict\(shipped\.state_dict\(\)\)$",
+    **dict.fromkeys(("02_dvae", "03_sparse_attention", "04_dalle", "05_clip"), WEIGHTS),
 }
+WATCHED = ("01_bpe", "02_dvae", "05_clip", "06_generate")
 
 every = pytest.mark.parametrize("ours", TWINS, ids=lambda o: f"{o.__module__}.{o.__qualname__}")
 
 
 @cache
 def cells(name: str) -> dict[str, ast.Module]:
-    """The code of a notebook by cell, in order, without the lines that only IPython reads."""
-    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    return {
-        cell.id: ast.parse(re.sub(r"^(\s*)[!%].*$", r"\1pass", cell.source, flags=re.MULTILINE))
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-    }
+    """The code of a notebook by cell, in order, as syntax trees."""
+    return {cell: ast.parse(source) for cell, source in lessons.cells(name).items()}
 
 
 def names_in(tree: ast.AST) -> set[str]:
@@ -175,12 +173,10 @@ def test_a_cell_asserts_that_both_give_the_same(ours):
 
 @pytest.mark.parametrize("name", TAKES_OVER)
 def test_the_twin_takes_over_what_was_shipped(name):
-    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    (bond,) = (cell.source for cell in notebook.cells if cell.id == "bond")
-    assert re.search(TAKES_OVER[name], bond, re.MULTILINE)
+    assert re.search(TAKES_OVER[name], lessons.cells(name)["bond"], re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", TAKES_OVER)
+@pytest.mark.parametrize("name", WATCHED)
 def test_what_learns_is_watched_and_something_is_broken(name):
     ids = list(cells(name))
     assert any(i.startswith("strip") for i in ids), "strips at updates 0, 30, 120 and the end"

@@ -4,14 +4,9 @@ The definitions of a notebook (its classes, functions and imports, not its other
 executed here, given small models with weights drawn at random, and compared with the package.
 """
 
-import ast
-import re
-from functools import cache
-from pathlib import Path
-
-import nbformat
 import pytest
 import torch
+from helpers.lessons import definitions
 from torch.testing import assert_close
 
 from minidalle import clip, generate
@@ -21,7 +16,6 @@ from minidalle.dalle import DALLE
 from minidalle.tokenizer import PAD
 from minidalle.transformer import layer_kinds
 
-FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 CLIP_CONFIG = CLIPConfig(
     image_size=16, patch_size=8, vision_width=24, vision_layers=2, vision_heads=3, vocab_size=34,
     context_length=9, text_width=16, text_layers=2, text_heads=2, embed_dim=8,
@@ -33,25 +27,6 @@ SETTINGS = (
     {}, {"temperature": 0.0}, {"temperature": 0.6}, {"top_k": 3}, {"top_p": 0.5}, {"guidance": 2.5},
     {"prompt": torch.tensor([1, 0, 4, 4, 2])}, {"temperature": 1.7, "top_k": 5, "guidance": 0.5},
 )  # fmt: skip
-
-
-@cache
-def cells(name: str) -> dict[str, str]:
-    """The code of a notebook by cell, IPython's own lines left out."""
-    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    code = (cell for cell in notebook.cells if cell.cell_type == "code")
-    return {c.id: re.sub(r"^(\s*)[!%].*$", r"\1pass", c.source, flags=re.MULTILINE) for c in code}
-
-
-def definitions(name: str, **given) -> dict:
-    """Everything that a notebook imports or defines; its functions find `given` as globals."""
-    found = dict(given)
-    for source in cells(name).values():
-        tree = ast.parse(source)
-        kinds = ast.ClassDef | ast.FunctionDef | ast.Import | ast.ImportFrom
-        tree.body = [node for node in tree.body if isinstance(node, kinds)]
-        exec(compile(tree, name, "exec"), found)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -162,22 +137,3 @@ def test_the_late_reader_is_wrong_as_the_notebook_says(prior):
     ]
     right, late = (tokens.flatten(1) for tokens in drawn)
     assert torch.equal(right[:, 0], late[:, 0]) and not torch.equal(right, late)
-
-
-@pytest.mark.parametrize(
-    ("name", "line"),
-    [
-        ("05_clip", r"^mine\.load_state_dict\(shipped\.state_dict\(\)\)$"),
-        ("06_generate", r"^    assert torch\.equal\(mine, theirs\)$"),
-    ],
-)
-def test_the_notebook_itself_asserts_that_both_are_the_same(name, line):
-    source = cells(name)["bond"]
-    assert re.search(line, source, re.MULTILINE)
-    assert "assert_close" in source or "torch.equal" in source
-
-
-@pytest.mark.parametrize("name", ["05_clip", "06_generate"])
-def test_learning_or_drawing_is_watched_and_something_is_broken(name):
-    ids = list(cells(name))
-    assert any(i.startswith("strip") for i in ids) and any(i.startswith("break") for i in ids)

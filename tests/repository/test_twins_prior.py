@@ -1,14 +1,10 @@
 """Notebooks 03 and 04 write the package's transformer and prior: the twins must stay equal."""
 
-import ast
-import contextlib
-import re
 from dataclasses import replace
-from pathlib import Path
 
-import nbformat
 import pytest
 import torch
+from helpers.lessons import definitions
 
 from minidalle import attention
 from minidalle.config import DALLEConfig
@@ -16,38 +12,9 @@ from minidalle.dalle import DALLE
 from minidalle.tokenizer import PAD
 from minidalle.transformer import Attention, Block, Transformer, layer_kinds
 
-FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 SMALL = DALLEConfig(
     text_vocab=20, text_len=6, image_vocab=12, grid=4, n_layers=5, n_heads=2, head_dim=8, kernel=3
 )
-# notebook: {what it defines: what it is the twin of}
-TWINS = {
-    "03_sparse_attention": {
-        "look": "attention.attend", "row": "attention.row_mask", "column": "attention.column_mask",
-        "conv": "attention.conv_mask", "schedule": "transformer.layer_kinds",
-        "LayerNorm": "transformer.LayerNorm", "Attention": "transformer.Attention",
-        "MLP": "transformer.MLP", "Block": "transformer.Block",
-        "Transformer": "transformer.Transformer",
-    },
-    "04_dalle": {"TinyDALLE": "dalle.DALLE"},
-}  # fmt: skip
-
-
-def cells(name: str) -> list[str]:
-    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    magic = re.compile(r"^(\s*)[!%].*$", re.MULTILINE)
-    return [magic.sub(r"\1pass", c.source) for c in notebook.cells if c.cell_type == "code"]
-
-
-def definitions(name: str) -> dict:
-    """Run the imports, functions and classes of a notebook, and nothing else of it."""
-    kinds = ast.ClassDef | ast.FunctionDef | ast.ImportFrom | ast.Import
-    space: dict = {}
-    for node in (node for cell in cells(name) for node in ast.parse(cell).body):
-        if isinstance(node, kinds):
-            with contextlib.suppress(NameError):  # a default value that a cell computes
-                exec(compile(ast.Module([node], []), name, "exec"), space)
-    return space
 
 
 @pytest.fixture(scope="module")
@@ -73,20 +40,6 @@ def masks(lesson3: dict, config: DALLEConfig) -> list:
     near = {kind: lesson3[kind] for kind in ("row", "column", "conv")}
     kinds = lesson3["schedule"](config.n_layers)
     return [lesson3["build"](near[kind], config.text_len, config.grid) for kind in kinds]
-
-
-@pytest.mark.parametrize("name", TWINS)
-def test_the_notebook_defines_every_twin(name):
-    found = definitions(name)
-    for twin in TWINS[name]:
-        assert callable(found.get(twin)), f"{name} no longer writes {twin}"
-
-
-@pytest.mark.parametrize("name", TWINS)
-def test_a_cell_loads_the_shipped_weights_by_name_and_asserts_equal_outputs(name):
-    loads = re.compile(r"mine\.load_state_dict\(shipped[.\w]*\.state_dict\(\)\)")
-    bonds = [cell for cell in cells(name) if loads.search(cell)]
-    assert bonds and any("assert_close(ours, theirs" in cell for cell in bonds)
 
 
 @pytest.mark.parametrize(("text_len", "grid"), [(1, 3), (6, 4), (5, 8)])

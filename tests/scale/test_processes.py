@@ -19,7 +19,7 @@ from helpers.scale_workers import STEPS, evaluate, examples, log, sheet, tiny
 from minidalle.config import get_config
 from minidalle.dalle import DALLE
 from minidalle.models import read_model
-from minidalle.scale import arithmetic, checkpoints, powersgd
+from minidalle.scale import arithmetic, checkpoints
 from minidalle.train import fit
 
 pytestmark = pytest.mark.slow
@@ -450,7 +450,3 @@ def test_two_machines_with_a_network_between_send_what_the_formula_says(folder):
         sent[steps] = int(line.split()[-2])  # to the second machine
     wanted = arithmetic.network_bytes(get_config("toy", SIZES).dalle, slices=1)
     assert (sent[6] - sent[2]) / 4 == pytest.approx(wanted, rel=0.05)
-
-
-def test_paper_rank_and_saving():
-    assert powersgd.paper_rank(get_config("12b").dalle.width) == 896

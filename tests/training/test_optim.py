@@ -14,6 +14,7 @@ from minidalle.config import (
     half_cosine,
 )
 from minidalle.dalle import DALLE
+from minidalle.training.checkpoints import pack, unpack_optimizer
 from minidalle.training.optim import (
     AdamW,
     Average,
@@ -256,7 +257,9 @@ def test_muon_moves_the_matrices_of_the_blocks_and_its_state_comes_back():
     assert sum(len(g["params"]) for g in by_muon) == 4 * config.dalle.n_layers
     other, resumed = start()
     other.load_state_dict(model.state_dict())
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    tensors, _ = pack(model, optimizer, Average(model, 0.9))
+    moments = {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k[:3] == "opt"}
+    unpack_optimizer(resumed, other, copy.deepcopy(moments))
     train(model, optimizer, (2, 3))
     train(other, resumed, (2, 3))
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
