@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minidalle import data, plot, published
+from minidalle import data, models, plot, published
 from minidalle.data import image_prompts
 from minidalle.generate import Pipeline
 from minidalle.priors import guided
@@ -62,6 +62,8 @@ def run(args: argparse.Namespace, source: str | Path) -> None:
     """Draw candidates from a run or a published model, keep the best, write a sheet."""
     if Path(args.out).suffix.lower() != ".png":
         raise ValueError(f"--out must end in .png, got {args.out!r}")
+    if args.method == "search" and (args.candidates or args.prompt or args.keep or args.edit):
+        raise ValueError("--method search takes no --candidates, --prompt, --keep or --edit")
     pipeline = load(args, source)
     vocabulary = Path(source) / "tokenizer"
     if words := data.unseen_words(pipeline.tokenizer, vocabulary, args.caption):
@@ -104,10 +106,6 @@ def _prompt(args: argparse.Namespace, pipeline: Pipeline) -> torch.Tensor | None
 
 def search(args: argparse.Namespace, pipeline: Pipeline, generator: torch.Generator) -> tuple:
     """Search under CLIP instead of sampling: images and their scores, best first."""
-    if pipeline.reranker is None or args.candidates or args.prompt:
-        raise ValueError(
-            "--method search needs a trained clip, and takes no --candidates or --prompt"
-        )
     with tqdm(total=args.steps, desc="search", disable=None) as bar:
         images = guided.search(
             pipeline.codebook, pipeline.reranker, args.caption, args.n, args.steps,
@@ -119,11 +117,19 @@ def search(args: argparse.Namespace, pipeline: Pipeline, generator: torch.Genera
 
 
 def load(args: argparse.Namespace, source: str | Path) -> Pipeline:
-    """Load the pipeline; of a published model, say first what it needs."""
+    """Load the pipeline; of a published model, say first what it needs. A search has no prior."""
     dtype = torch.bfloat16 if args.bfloat16 else torch.float16 if args.float16 else torch.float32
+    searching = args.method == "search"
     if args.model:
-        print(published.describe(args.model, dtype, "codebook", "prior"))
-    pipeline = Pipeline.load(source, args.device, dtype, args.weights)
-    if args.clip or (args.model and (args.candidates or 0) > args.n):
+        kinds = ("codebook",) if searching else ("codebook", "prior")
+        print(published.describe(args.model, dtype, *kinds))
+        pipeline = Pipeline.load(source, args.device, dtype, args.weights)
+    elif searching:
+        stages = ("tokenizer", "dvae") if args.clip else ("tokenizer", "dvae", "clip")
+        tokenizer, codebook, *clip = (models.load(source, s, args.device) for s in stages)
+        pipeline = Pipeline(tokenizer, codebook, None, *clip)
+    else:
+        pipeline = Pipeline.load(source, args.device, dtype)
+    if args.clip or (args.model and (searching or (args.candidates or 0) > args.n)):
         pipeline.reranker = published.load("openai-clip", args.clip, device=args.device).reranker
     return pipeline
