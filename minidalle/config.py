@@ -101,6 +101,7 @@ class VQGANConfig(CodebookConfig):
     decay: float = between(0.99, 0, 0.9999)
     revive: float = between(0.0, 0, 1)
     spread_codes: bool = False
+    lpips: str = ""  # folder with the published weights of this perceptual loss; '': without it
     disc_weight: float = between(0.0, 0)  # of the discriminator, 0.8 as published; 0: there is none
     disc_start: int = between(0, 0)  # updates before it plays
     disc_layers: int = 3  # of its convolutions halve the sides; at 32 pixels 1 or 2
@@ -250,9 +251,7 @@ def half_cosine(start: float, end: float, step: int, steps: int) -> float:
 
     v(t) = end + (start - end) (1 + cos(pi min(t / steps, 1))) / 2, with t = step.
     """
-    if steps < 1:
-        return end
-    part = min(max(step / steps, 0.0), 1.0)
+    part = min(max(step / steps, 0.0), 1.0) if steps > 0 else 1.0
     return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
 
 

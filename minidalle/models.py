@@ -14,6 +14,7 @@ from minidalle.config import CHOICES, CLIPConfig, Config
 from minidalle.dalle import DALLE
 from minidalle.dvae import DiscreteVAE, Encoder
 from minidalle.priors.mini import DecoderBlock, EncoderBlock, Mini
+from minidalle.published import lpips
 from minidalle.tokenizer import BPETokenizer
 from minidalle.training.finished import find_product, put_weights, read_model
 from minidalle.transformer import Block
@@ -35,6 +36,8 @@ def build(config: Config, stage: str) -> nn.Module:
     model = make(getattr(config, stage), **({"seed": config.seed} if stage == "dalle" else {}))
     if stage == "dvae":
         model = model.to(memory_format=torch.channels_last)
+        if folder := getattr(config.dvae, "lpips", ""):
+            model.perceptual = lpips.load(folder).forward  # as a function: no part of the model
     if getattr(config, f"train_{stage}").compile:
         fuse(model, BLOCKS)
     return model

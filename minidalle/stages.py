@@ -110,10 +110,9 @@ def train_stage(
 
     # Batches to learn from, one to be tested on. The prior's test batch is divided like the rest.
     train_set, test_set = data.load(config, "train"), data.load(config, "test")
-    options = dict(loaded, seed=config.seed, cache=run / "cache" if stage == "dalle" else None)
+    options = dict(loaded, seed=config.seed, cache=run / "cache" if "dvae" in needs else None)
     part = dict(rank=team.rank, world=team.world)
     if hard:
-        options["cache"] = run / "cache"
         batches = lookalikes.batches(train_set, config, **options)
     else:
         batches = data.batches(train_set, config, stage, **options, **part)
@@ -160,8 +159,7 @@ def _dalle_callbacks(config: Config, test_set, batch, team, tokenizer, dvae) -> 
         text = tokenizer.encode_batch(captions, config.dalle.caption_len)
         generator = torch.Generator().manual_seed(0)
         images = dvae.decode(sample(model, text, len(captions), generator=generator))
-        notes = [[""]] * len(captions)
-        plot.save(plot.sample_sheet(captions, [("sample", images)], notes), path)
+        plot.save(plot.sample_sheet(captions, [("sample", images)], [[""]] * len(captions)), path)
 
     return _mean_loss(batch, config.train_dalle.accumulate, team), sheet
 

@@ -178,6 +178,8 @@ class LikeliestCode(nn.Module):
 class VQGAN(nn.Module):
     """Encoder, quantiser, decoder. As an image tokenizer it works like the dVAE."""
 
+    perceptual = None  # how different images look, two batches -> a scalar; set by models.build
+
     def __init__(self, config: VQGANConfig):
         super().__init__()
         self.config = config
@@ -205,6 +207,10 @@ class VQGAN(nn.Module):
         images = check_images(images, self.config.n_pools)
         return 2 * images - 1 if self.config.signed else images
 
+    def shown(self, pixels: Tensor) -> Tensor:
+        """The other way round."""
+        return (pixels + 1) / 2 if self.config.signed else pixels
+
     def tokens(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) in [0, 1] -> codes (B, h, w) int64."""
         z = self.features(images)
@@ -216,8 +222,7 @@ class VQGAN(nn.Module):
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Code vectors (B, D, h, w) -> images (B, 3, H, W), about [0, 1], not clamped."""
-        pixels = self.decoder(self.post_quant_conv(z))
-        return (pixels + 1) / 2 if self.config.signed else pixels
+        return self.shown(self.decoder(self.post_quant_conv(z)))
 
     def decode(self, tokens: Tensor) -> Tensor:
         """tokens (B, h, w) int64 -> images (B, 3, H, W) in [0, 1]."""
@@ -228,7 +233,8 @@ class VQGAN(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean absolute error of the pixels, the quantiser's loss, and the discriminator's game.
 
-        Returns their sum and metrics. Raises ValueError for the Gumbel variant.
+        What LPIPS says, where it is there, is added to the error. Returns the sum and metrics.
+        Raises ValueError for the Gumbel variant.
         """
         if self.config.gumbel:
             raise ValueError("dvae.gumbel=true is for released weights: it is not trained here")
@@ -237,6 +243,9 @@ class VQGAN(nn.Module):
         decoded = self.decoder(self.post_quant_conv(vectors)).float()
         error = F.l1_loss(decoded, real)
         metrics = {"error": error.detach(), "quantising": quantising.detach()}
+        if self.perceptual:
+            looks = self.perceptual(self.shown(decoded), batch["images"])
+            error, metrics["looks"] = error + looks, looks.detach()
         loss = error + quantising
         if self.config.disc_weight:
             last = self.decoder.conv_out.weight
