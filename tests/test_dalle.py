@@ -7,24 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tiny_prior import SMALL, shake
 
-from minidalle.config import PRESETS, DALLEConfig
+from minidalle.config import PRESETS
 from minidalle.dalle import DALLE
 from minidalle.tokenizer import PAD
 from minidalle.train import split_batch
 
-SMALL = DALLEConfig(
-    text_vocab=20, text_len=6, image_vocab=12, grid=4, n_layers=5, n_heads=2, head_dim=8, kernel=3
-)
-
 
 def make(config=SMALL, **changes) -> DALLE:
-    """A model whose weights are large enough that every path matters."""
-    model = DALLE(replace(config, **changes)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return model
+    return shake(DALLE(replace(config, **changes))).eval()
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """The dVAE against torch's own distributions, numeric integration, loops and OpenAI's package."""
 
 import math
-import pickle
 
 import pytest
 import torch
@@ -232,31 +231,16 @@ def test_tokens_beyond_the_codes_are_refused():
             model.decode(wrong)
 
 
-class Hostile:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (self.path, "w"))
+HOSTILE = b"cbuiltins\nprint\n(S'this ran'\ntR."  # a pickle that prints
 
 
-def test_a_hostile_pickle_is_refused_and_not_run(tmp_path):
-    bad, witness = tmp_path / "encoder.pkl", tmp_path / "was_run"
-    torch.save(Hostile(str(witness)), bad)
-    with pytest.raises(ValueError, match="was not run"):
-        read_state(bad)
-    bad.write_bytes(pickle.dumps(Hostile(str(witness))))
-    with pytest.raises(ValueError, match="was not run"):
-        read_state(bad)
-    assert not witness.exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"not a pickle", b"PK\x03\x04 half a zip"])
-def test_other_files_are_named(tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"not a pickle", b"PK\x03\x04 half a zip", HOSTILE])
+def test_other_files_are_named_and_not_run(tmp_path, content, capsys):
     path = tmp_path / "encoder.pkl"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"encoder\.pkl is no readable checkpoint"):
+    with pytest.raises(ValueError, match=r"encoder\.pkl is no readable checkpoint, and was not"):
         read_state(path)
+    assert not capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match="no file"):
         read_state(tmp_path / "missing.pkl")
 

@@ -6,7 +6,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from helpers.tiny_prior import captions, seeded, shake
+from helpers.tiny_prior import SMALL, Counted, captions, seeded, shake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
@@ -18,16 +18,12 @@ from minidalle.attention import layer_mask
 from minidalle.attention.compiled import Graph
 from minidalle.cache import LayerCache, layout
 from minidalle.clip import CLIP, pack_text
-from minidalle.config import DALLEConfig, get_config, to_json
+from minidalle.config import get_config, to_json
 from minidalle.dalle import DALLE
 from minidalle.dvae import DiscreteVAE
 from minidalle.files import save_model
 from minidalle.generate import Pipeline, draw, guide, restrict, sample
 from minidalle.tokenizer import PAD, BPETokenizer
-
-SMALL = DALLEConfig(
-    text_vocab=20, text_len=6, image_vocab=12, grid=4, n_layers=5, n_heads=2, head_dim=8, kernel=3
-)
 
 
 @pytest.fixture(autouse=True)
@@ -126,19 +122,14 @@ def test_a_gpu_replays_what_the_cpu_predicts(compile):
 @torch.no_grad()
 def test_a_compiled_step_is_compiled_once_for_all_cells(monkeypatch):
     """No graph breaks, and none anew for another cell or for another layer of the same kind."""
-    graphs = []
-
-    def count(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
     torch._dynamo.reset()
-    compiled = torch.compile(cache_module.step_layer, dynamic=False, fullgraph=True, backend=count)
+    options = dict(dynamic=False, fullgraph=True, backend=Counted())
+    compiled = torch.compile(cache_module.step_layer, **options)
     monkeypatch.setattr(dalle_module, "compile_step", lambda step: compiled)
     model = make()
     draws = [sample(model, [1, 2], 3, generator=seeded(), compile=c) for c in (False, True)]
     assert torch.equal(*draws)
-    assert len(graphs) == 3  # row, column, conv
+    assert len(options["backend"].graphs) == 3  # row, column, conv
 
 
 def test_a_row_layer_keeps_33_image_states_at_the_size_of_the_paper():

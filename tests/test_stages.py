@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from helpers.tiny_prior import Counted
 
 from minidalle import data, stages
 from minidalle.config import get_config, replace
@@ -50,13 +51,9 @@ def batch_for(c, n: int = 2) -> dict:
     "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
 )
 def test_compiled_blocks_train_as_plain_ones(stage, attention, graphs, dtype, monkeypatch):
-    compiled, own = [], torch.compile
-
-    def count(graph, inputs):
-        compiled.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", lambda f, **o: own(f, **o | {"backend": count}))
+    counted, own = Counted(), torch.compile
+    compiled = counted.graphs
+    monkeypatch.setattr(torch, "compile", lambda f, **o: own(f, **o | {"backend": counted}))
     torch._dynamo.reset()
     c = get_config("toy", [*TINY, f"dalle.attention={attention}"])
     batch = batch_for(c)

@@ -5,15 +5,11 @@ from collections import Counter
 
 import pytest
 import torch
+from helpers.tiny_prior import SMALL
 from torch import nn
 
 from minidalle.attention import layer_mask
-from minidalle.config import DALLEConfig
 from minidalle.transformer import Block, Transformer, init_weights, initial_value, layer_kinds
-
-SMALL = DALLEConfig(
-    text_vocab=20, text_len=6, image_vocab=12, grid=4, n_layers=5, n_heads=2, head_dim=8, kernel=3
-)
 
 
 @pytest.mark.parametrize("n_layers", range(1, 70))

@@ -10,6 +10,9 @@ TINY = DALLEConfig(
     text_vocab=512, text_len=32, image_vocab=256, grid=8, n_layers=2, n_heads=2, head_dim=16,
     kernel=3,
 )  # fmt: skip
+SMALL = DALLEConfig(
+    text_vocab=20, text_len=6, image_vocab=12, grid=4, n_layers=5, n_heads=2, head_dim=8, kernel=3
+)
 
 
 def batch(n: int = 4, c: DALLEConfig = TINY) -> dict[str, torch.Tensor]:
@@ -31,6 +34,17 @@ def shake(model: nn.Module) -> nn.Module:
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+class Counted:
+    """A backend of torch.compile that runs its graphs as they are, and keeps them."""
+
+    def __init__(self):
+        self.graphs = []
+
+    def __call__(self, graph, inputs):
+        self.graphs.append(graph)
+        return graph.forward
 
 
 def captions(*ids: list[int]) -> torch.Tensor:

@@ -5,16 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.lessons import definitions
+from helpers.tiny_prior import SMALL, shake
 
 from minidalle import attention
 from minidalle.config import DALLEConfig
 from minidalle.dalle import DALLE
 from minidalle.tokenizer import PAD
 from minidalle.transformer import Attention, Block, Transformer, layer_kinds
-
-SMALL = DALLEConfig(
-    text_vocab=20, text_len=6, image_vocab=12, grid=4, n_layers=5, n_heads=2, head_dim=8, kernel=3
-)
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +25,8 @@ def lesson4() -> dict:
 
 
 def rough(model):
-    """Weights large enough that every path matters."""
     torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return model.eval()
+    return shake(model).eval()
 
 
 def masks(lesson3: dict, config: DALLEConfig) -> list:

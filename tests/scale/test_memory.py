@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.tiny_prior import TINY, batch
+from helpers.tiny_prior import TINY, Counted, batch
 from torch import nn
 
 from minidalle.config import TrainConfig
@@ -64,24 +64,19 @@ def test_sixteen_bit_moments_and_weights_train_as_well():
 
 
 def test_the_compiled_update_is_the_update_and_is_compiled_for_few_shapes_only(monkeypatch):
-    compiled, own = [], torch.compile
-
-    def count(graph, inputs):
-        compiled.append(graph)
-        return graph.forward
-
+    compiled, own = Counted(), torch.compile
     torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", lambda f, **o: own(f, **o, backend=count))
+    monkeypatch.setattr(torch, "compile", lambda f, **o: own(f, **o, backend=compiled))
     memory._compiled_adamw.cache_clear()
     found = {}
     for compile in (False, True):
         config, model = config_of(compile=compile), DALLE(TINY)
         optimizer = memory.backward_adamw(model, config)
         train(model, optimizer, 3)
-        few = len(compiled)
+        few = len(compiled.graphs)
         found[compile] = train(model, optimizer, 4)
     assert found[True] == pytest.approx(found[False], rel=1e-5)
-    assert 0 < few == len(compiled) <= 5  # vectors, matrices, square ones; none anew
+    assert 0 < few == len(compiled.graphs) <= 5  # vectors, matrices, square ones; none anew
     memory._compiled_adamw.cache_clear()
 
 
