@@ -266,15 +266,12 @@ class BPETokenizer:
 
 
 def apply_merges(
-    symbols: list[int],
-    ranks: Mapping[tuple[int, int], int],
-    products: Sequence[int],
-    coins: Iterator[bool] | None = None,
-) -> list[int]:
+    symbols: list, ranks: Mapping[tuple, int], products: Sequence, coins: Iterator | None = None
+) -> list:
     """Merge the best pair of neighbours, the leftmost of equals, until no pair has a rank.
 
-    ranks: pair -> rank, 0 is best; products: rank -> new symbol. A heap of candidates and a
-    linked list of symbols take O(n log n) for n symbols.
+    symbols: ids or whatever the tokens are. ranks: pair -> rank, 0 is best; products: rank -> new
+    symbol. A heap of candidates and a linked list of symbols take O(n log n) for n symbols.
     coins: BPE dropout; at each step every candidate is passed over when its coin says True, and
     we stop when all are. Tossing best first, only until one survives, is the same law.
     """

@@ -126,12 +126,6 @@ def _fold(windows: Tensor) -> Tensor:
     return total
 
 
-def rows_in_reach(kind: str, grid: int, kernel: int) -> int:
-    """Return how many rows (of the transposed image for columns) a query's keys lie in."""
-    reach = {"row": 2, "column": 1, "conv": kernel // 2 + 2}[kind]  # wrapping adds a row to conv
-    return min(reach, grid)
-
-
 @lru_cache(maxsize=64)
 def _causal_mask(length: int, device) -> Tensor:
     with torch.inference_mode(False):  # a mask made while sampling must also serve training
@@ -141,7 +135,8 @@ def _causal_mask(length: int, device) -> Tensor:
 @lru_cache(maxsize=64)
 def _window_mask(kind, text_len, grid, kernel, device, dtype) -> Tensor:
     """What to add to scores: -inf where the rows in reach are hidden. (grid, grid, R grid)."""
-    rows = rows_in_reach(kind, grid, kernel)
+    # The rows (of the transposed image for columns) of a query's keys; wrapping adds one to conv.
+    rows = min({"row": 2, "column": 1, "conv": kernel // 2 + 2}[kind], grid)
     with torch.inference_mode(False):
         mask = layer_mask(kind, text_len, grid, kernel)[text_len:, text_len:]
         mask = mask.unflatten(1, (grid, grid)).unflatten(0, (grid, grid))  # query row, column; key

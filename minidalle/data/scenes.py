@@ -123,10 +123,7 @@ def draw(n: int, seed: int = 0, split: str = "train") -> Scenes:
     (shape, colour) pair in each scene, 'bindings' only held-out bindings of seen pairs.
     Raises ValueError for another split or n < 1.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
-    if n < 1:
-        raise ValueError(f"n must be positive, got {n}")
+    shapes.check_draw(n, split, SPLITS)
     chosen, captions = [], []
     rngs = [np.random.default_rng([seed, SPLITS.index(split), i]) for i in range(n)]
     for rng in rngs:

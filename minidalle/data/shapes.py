@@ -93,10 +93,7 @@ def draw(n: int, seed: int = 0, split: str = "train") -> Scenes:
     split is 'train' or 'test' (pairs outside HELD_OUT) or 'held_out' (only pairs inside).
     Raises ValueError for another split or n < 1.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
-    if n < 1:
-        raise ValueError(f"n must be positive, got {n}")
+    check_draw(n, split, SPLITS)
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     uniform = rng.random((n, 16))  # one row a scene, one column a decision
     pairs = [
@@ -113,6 +110,14 @@ def draw(n: int, seed: int = 0, split: str = "train") -> Scenes:
     shift = (2 * uniform[:, 13:15] - 1) * JITTER  # (N, 2)
     scale = 1 + (2 * uniform[:, 15] - 1) * SIZE_JITTER  # (N,)
     return Scenes(render(attributes, shift, scale), captions, attributes)
+
+
+def check_draw(n: int, split: str, splits: tuple[str, ...]) -> None:
+    """Raise ValueError for a split that a drawn world lacks, or n < 1."""
+    if split not in splits:
+        raise ValueError(f"unknown split {split!r}; choose from {', '.join(splits)}")
+    if n < 1:
+        raise ValueError(f"n must be positive, got {n}")
 
 
 def _pick(options, u: float):

@@ -62,11 +62,8 @@ class BARTTokenizer(Words):
             raise ValueError(f"'<s>' must be {START}, '</s>' {END}, and there must be an '<unk>'")
         self.vocab, self.vocab_size = vocab, len(vocab)
         self.symbols = {i: subword for subword, i in vocab.items()}
-        self._subwords: list[str] = []
-        self._numbers: dict[str, int] = {}
-        pairs = [tuple(map(self._symbol, pair)) for pair in merges]
-        self._ranks = {pair: rank for rank, pair in reversed([*enumerate(pairs)])}
-        self._products = [self._symbol(left + right) for left, right in merges]
+        self._ranks = {pair: rank for rank, pair in reversed([*enumerate(merges)])}
+        self._products = [left + right for left, right in merges]
         self._cache = Cache(self._encode_word)
 
     @classmethod
@@ -88,16 +85,9 @@ class BARTTokenizer(Words):
         plain = unicodedata.normalize("NFKD", named.lower()).encode("ascii", "ignore").decode()
         return [i for word in plain.split() for i in self._cache[word]]
 
-    def _symbol(self, subword: str) -> int:
-        """The number of a subword in `_subwords`, where merges are looked up."""
-        if subword not in self._numbers:
-            self._numbers[subword] = len(self._subwords)
-            self._subwords.append(subword)
-        return self._numbers[subword]
-
     def _encode_word(self, word: str) -> list[int]:
-        merged = apply_merges([self._symbol(c) for c in f"Ġ{word}"], self._ranks, self._products)
-        return [self.vocab.get(self._subwords[i], self.vocab["<unk>"]) for i in merged]
+        merged = apply_merges([*f"Ġ{word}"], self._ranks, self._products)
+        return [self.vocab.get(subword, self.vocab["<unk>"]) for subword in merged]
 
 
 def make(config: MiniConfig) -> Parts:

@@ -7,6 +7,7 @@ Source: Shonenkov et al. 2021, github.com/ai-forever/ru-dalle; the norms are Cog
 """
 
 import re
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -25,10 +26,7 @@ MALEVICH = Sizes(
     width=2048, n_layers=24, n_heads=16, caption_len=128, text_vocab=16_384, grid=32,
     image_vocab=8192,
 )  # fmt: skip
-KANDINSKY = Sizes(
-    width=3840, n_layers=64, n_heads=60, caption_len=128, text_vocab=16_384, grid=32,
-    image_vocab=8192,
-)  # fmt: skip
+KANDINSKY = replace(MALEVICH, width=3840, n_layers=64, n_heads=60)
 CODEBOOK, VOCABULARY = "vqgan.gumbelf8-sber.model.ckpt", "bpe.model"
 # Masks may lie in a file, too; they are made anew.
 MASKS = [f"{place}{kind}_mask" for place in ("", "transformer.") for kind in ("row", "col", "conv")]

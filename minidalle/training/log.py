@@ -26,7 +26,12 @@ class Log:
         if is_main:
             self.file = (folder / "log.jsonl").open("a+b")
             _lock(self.file, folder)
-            self.board = _open_tensorboard(folder) if tensorboard else None
+        if is_main and tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ValueError("TensorBoard is not installed: pip install tensorboard") from None
+            self.board = SummaryWriter(str(folder))
 
     def begin(self, step: int, steps: int, title: str, state: dict | None = None) -> None:
         """Start after `step` updates of `steps`: lines of later updates will be written again.
@@ -138,11 +143,3 @@ def _trim(file, step: int) -> None:
             break
         end += len(line)
     file.truncate(end)
-
-
-def _open_tensorboard(folder: Path):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError("TensorBoard is not installed: pip install tensorboard") from None
-    return SummaryWriter(str(folder))
