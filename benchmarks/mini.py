@@ -9,18 +9,16 @@ Run: OMP_NUM_THREADS=1 python benchmarks/mini.py [--tokens 256] [--rounds 2] [--
 --tokens below 256: draw only the last so many, where our keys are most, and scale to 256.
 --model mindalle: another published prior at its full size, without min-dalle beside it.
 Target: 1.5 times as fast as min-dalle, for one image and for eight.
-int8 is torch.ao's dynamic quantisation of all linear maps. `generate` does not offer it: torch 2.13
-warns that it and the tensors that it makes will be removed, and its other road,
-torch._weight_int8pack_mm, is private.
+int8 is `generate --int8`; torchao is the 8-bit weights of the package that torch names as its heir.
 """
 
 import argparse
+import importlib.util
 import json
 import resource
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -30,11 +28,12 @@ from torch import nn
 from minidalle import published
 from minidalle.config import MiniConfig
 from minidalle.generate import draw, guide
+from minidalle.published.weights import to_int8
 from minidalle.tokenizer import PAD
 
 CELLS, TOP_K, GUIDANCE = 256, 256, 16.0
 WORDS = [100, 200, 300, 400, 500, 600]  # a caption of six tokens
-CASES = ("min-dalle", "float32", "bfloat16", "int8")
+CASES = ("min-dalle", "float32", "bfloat16", "int8", "torchao")
 
 
 def filled(model: nn.Module) -> nn.Module:
@@ -52,7 +51,11 @@ def ours(model: str, case: str, n: int, tokens: int) -> tuple[Callable, Callable
         prior = published.make(model, "prior").prior
     prior = filled(prior).to(torch.bfloat16 if case == "bfloat16" else torch.float32)
     if case == "int8":
-        prior = torch.ao.quantization.quantize_dynamic(prior, {nn.Linear}, torch.qint8)
+        prior = to_int8(prior)
+    if case == "torchao":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        quantize_(prior, Int8WeightOnlyConfig())
     caption = torch.tensor([WORDS + [PAD] * (prior.caption_len - len(WORDS))])
     text = torch.cat([caption, prior.null_text(1)])
     known = torch.randint(prior.image_vocab, (1, 1, prior.grid**2 - tokens))
@@ -134,7 +137,6 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     a = parser.parse_args()
     torch.set_num_threads(1), torch.manual_seed(0)
-    warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated")
     if a.case:
         return print(json.dumps(measure(a.model, a.case, a.images[0], a.tokens)))
     print(published.describe(a.model, torch.float32, "prior"))
@@ -144,6 +146,9 @@ def main() -> None:
     ):
         print(MIN_DALLE)
         cases.remove(CASES[0])
+    if "torchao" in cases and not importlib.util.find_spec("torchao"):
+        print("no torchao here: pip install torchao")
+        cases.remove("torchao")
     for n in a.images:
         best = {case: dict.fromkeys(("token", "seconds", "peak"), float("inf")) for case in cases}
         for _ in range(a.rounds):

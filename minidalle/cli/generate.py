@@ -11,6 +11,7 @@ from minidalle import data, models, plot, published
 from minidalle.data import image_prompts
 from minidalle.generate import Pipeline
 from minidalle.priors import guided
+from minidalle.published.weights import to_int8
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--bfloat16", action="store_true", help="read half the bytes a token")
     parser.add_argument("--float16", action="store_true", help="the same, for older GPUs")
+    parser.add_argument("--int8", action="store_true", help="8-bit weights of the prior, on a CPU")
     parser.add_argument("--batch", type=int, help="images at once (default 64, 4 by --model)")
     parser.add_argument("--compile", action="store_true", help="for many images on a GPU")
     parser.add_argument("--prompt", metavar="IMAGE", help="an image to keep a part of")
@@ -64,6 +66,10 @@ def run(args: argparse.Namespace, source: str | Path) -> None:
         raise ValueError(f"--out must end in .png, got {args.out!r}")
     if args.method == "search" and (args.candidates or args.prompt or args.keep or args.edit):
         raise ValueError("--method search takes no --candidates, --prompt, --keep or --edit")
+    if args.int8 and (args.bfloat16 or args.float16 or args.device != "cpu" or args.compile):
+        raise ValueError(
+            "--int8 takes no --bfloat16, --float16 or --compile, and needs --device cpu"
+        )
     pipeline = load(args, source)
     vocabulary = Path(source) / "tokenizer"
     if words := data.unseen_words(pipeline.tokenizer, vocabulary, args.caption):
@@ -130,6 +136,8 @@ def load(args: argparse.Namespace, source: str | Path) -> Pipeline:
         pipeline = Pipeline(tokenizer, codebook, None, *clip)
     else:
         pipeline = Pipeline.load(source, args.device, dtype)
+    if args.int8 and not searching:
+        pipeline.prior = to_int8(pipeline.prior)
     if args.clip or (args.model and (searching or (args.candidates or 0) > args.n)):
         pipeline.reranker = published.load("openai-clip", args.clip, device=args.device).reranker
     return pipeline

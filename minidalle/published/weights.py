@@ -6,6 +6,7 @@ https://github.com/pytorch/pytorch/blob/main/torch/csrc/jit/docs/serialization.m
 
 import gzip
 import pickle
+import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -161,6 +162,22 @@ def fill(
         raise ValueError(f"{path} holds {min(extra)}, which is no part of this model")
     model.load_state_dict({name: x.to(dtype) for name, x in state.items()}, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def to_int8(prior: nn.Module) -> nn.Module:
+    """Return a prior whose linear maps have weights of 8 bits, a scale for each row: for a CPU.
+
+    By torch.ao, which warns that it will leave torch; its heir torchao gains nothing on a CPU
+    (benchmarks/mini.py). Raises ValueError where torch has it no more.
+    """
+    try:
+        from torch.ao import quantization
+    except ImportError:
+        raise ValueError(f"torch {torch.__version__} has no 8-bit maps; use bfloat16") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kinds = {nn.Linear: quantization.per_channel_dynamic_qconfig}
+        return quantization.quantize_dynamic(prior, kinds)
 
 
 def pick(folder: str | Path, names: Iterable[str]) -> Path:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from minidalle import published
 from minidalle.cli import main
@@ -14,6 +15,8 @@ from minidalle.codebooks.vqgan import VQGAN
 from minidalle.config import VQGANConfig
 from minidalle.models import load
 from minidalle.published import mindalle, rudalle, vqgan
+from minidalle.published.weights import to_int8
+from minidalle.stages import SHIPPED
 
 MALEVICH = 1_310_410_880 + 68_995_971
 SIZES = {
@@ -211,3 +214,32 @@ def test_a_full_disk_is_found_before_the_download(hub, monkeypatch):
     with pytest.raises(OSError, match=r"only 0\.00 GB are free"):
         published.fetch("openai-clip")
     assert hub.asked == []
+
+
+@torch.no_grad()
+def test_eight_bits_a_weight_change_a_prior_little_and_serve_the_same_command(tmp_path, capsys):
+    prior = load(SHIPPED / "mini_toy", "dalle")
+    small = to_int8(prior)
+    assert not [m for m in small.modules() if type(m) is nn.Linear]
+    assert [m for m in prior.modules() if type(m) is nn.Linear]  # the given one is as it was
+    weight = small.image_head.weight()
+    assert (weight.dtype, weight.qscheme()) == (torch.qint8, torch.per_channel_affine)
+    torch.testing.assert_close(weight.dequantize(), prior.image_head.weight, rtol=0, atol=0.02)
+    text = torch.randint(256, (4, prior.caption_len), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(prior.image_vocab, (4, prior.grid**2))
+    exact, rounded = (m.log_likelihood(text, tokens)[1] for m in (prior, small))
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0)
+    out = tmp_path / "drawn.png"
+    call = ["generate", "a red star", "-n", "2", "--preset", "mini_toy", "--int8"]
+    assert main([*call, "--out", str(out)]) == 0 and out.is_file()
+    for more in ("--bfloat16", "--float16", "--compile"):
+        assert main([*call, more, "--out", str(out)]) == 2
+        assert "--int8 takes no" in capsys.readouterr().err
+
+
+def test_a_torch_without_eight_bits_is_said_in_one_line(monkeypatch):
+    monkeypatch.delattr(torch.ao, "quantization", raising=False)
+    monkeypatch.setitem(sys.modules, "torch.ao.quantization", None)
+    with pytest.raises(ValueError, match="has no 8-bit maps; use bfloat16"):
+        to_int8(nn.Linear(2, 2))
