@@ -3,7 +3,6 @@
 Source: github.com/openai/DALL-E (encoder.pkl, decoder.pkl); torch's restricted unpickler.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from minidalle.config import DVAEConfig, replace
 from minidalle.dvae import DiscreteVAE
-from minidalle.published.weights import Parts, Record, check_tensor, fill, read
+from minidalle.published import weights
+from minidalle.published.weights import Parts, fill
 
 HALVES = ("encoder", "decoder")
 # Everything that the two files may name. Each becomes an inert Record, whatever its name.
@@ -32,28 +32,11 @@ CLASSES = (
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """Return the parameters of a pickled module by their names, float32 on the CPU.
 
-    Raises FileNotFoundError, or ValueError where the file is not such a module or names anything
+    Raises FileNotFoundError, or ValueError where the file is something else or names anything
     besides CLASSES and tensors.
     """
-    module = read(path, CLASSES)
-    if not isinstance(module, Record):
-        raise ValueError(f"{path} holds a {type(module).__name__}, not the released dVAE")
-    try:
-        state = dict(_parameters(module))
-    except (AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} holds no modules within modules: {error}") from None
-    for name, value in state.items():
-        check_tensor(path, name, value)
+    state = weights.read_state(path, inert=CLASSES)
     return {name: value.detach().float() for name, value in state.items()}
-
-
-def _parameters(module: Record, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters of a module and of those inside it, by nn.Module's own bookkeeping."""
-    for name, value in getattr(module, "_parameters", {}).items():
-        if value is not None:
-            yield f"{prefix}{name}", value
-    for name, inner in getattr(module, "_modules", {}).items():
-        yield from _parameters(inner, f"{prefix}{name}.")
 
 
 def sizes(encoder: dict[str, Tensor], decoder: dict[str, Tensor]) -> DVAEConfig:

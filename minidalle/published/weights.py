@@ -74,7 +74,7 @@ class ScriptReader(pickle.Unpickler):
         return torch.frombuffer(bytearray(content), dtype=dtype)
 
 
-def read(path: str | Path, inert: Sequence[str] = LIGHTNING) -> object:
+def read(path: str | Path, inert: Sequence[str]) -> object:
     """Return what a file of torch.save, safetensors or TorchScript holds; tensors on the CPU.
 
     inert: the classes that the file may name besides tensors; each becomes a Record.
@@ -107,37 +107,43 @@ def _script_root(path: Path) -> str:
     return next((root for root in roots if "/" not in root), "")
 
 
-def read_state(path: str | Path, ignore: Sequence[str] = ()) -> dict[str, Tensor]:
+def read_state(
+    path: str | Path, ignore: Sequence[str] = (), inert: Sequence[str] = LIGHTNING
+) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name; those of a Lightning file lie in 'state_dict'.
 
-    ignore: names that start so are left out. Errors as `read`, or ValueError where something
-    else than a tensor has a name.
+    ignore: names that start so are left out. Errors and `inert` as `read`, or ValueError where
+    something else than a plain tensor has a name.
     """
-    content = read(path)
-    if isinstance(content, Record):  # a TorchScript module
-        state = dict(_tensors(content))
+    content = read(path, inert)
+    if isinstance(content, Record):
+        try:
+            state = dict(_tensors(content))
+        except (AttributeError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path} holds no modules within modules: {error}") from None
     elif isinstance(content, dict):
         state = content.get("state_dict", content)
     else:
         raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name")
     state = {k: v for k, v in state.items() if not str(k).startswith(tuple(ignore))}
-    for name, value in state.items():
-        check_tensor(path, name, value)
+    for name, x in state.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: {name!r:.80} is the name of no tensor")
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{path}: {name} is a {type(x).__name__}, not a tensor")
+        if x.is_meta or x.is_quantized or x.is_complex() or x.layout != torch.strided:
+            raise ValueError(f"{path}: {name} is no plain tensor ({x.layout}, {x.dtype})")
     return state
 
 
-def check_tensor(path: Path, name: object, value: object) -> None:
-    """Raise ValueError where something in a file is not a tensor of numbers with a name."""
-    if not isinstance(name, str):
-        raise ValueError(f"{path}: {name!r:.80} is the name of no tensor")
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
-    if value.is_meta or value.is_quantized or value.is_complex() or value.layout != torch.strided:
-        raise ValueError(f"{path}: {name} is no plain tensor ({value.layout}, {value.dtype})")
-
-
 def _tensors(module: Record, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    for name, value in vars(module).items():
+    """Yield what a module and those inside it hold: of TorchScript, or pickled as nn.Module is."""
+    inside = vars(module)
+    if "_parameters" in inside or "_modules" in inside:  # nn.Module's own bookkeeping
+        parameters = inside.get("_parameters", {})
+        yield from ((prefix + name, x) for name, x in parameters.items() if x is not None)
+        inside = inside.get("_modules", {})
+    for name, value in inside.items():
         if isinstance(value, Tensor):
             yield prefix + name, value
         elif isinstance(value, Record):

@@ -74,7 +74,7 @@ def lightning(path, extra=()):
 def tiny_row(monkeypatch):
     """The table with one more name: a VQGAN of a few layers, whose file names a class."""
     name = f"{vqgan.__name__}.ModelCheckpoint"
-    monkeypatch.setattr("minidalle.published.weights.read.__defaults__", ((name,),))
+    monkeypatch.setattr("minidalle.published.weights.read_state.__defaults__", ((), (name,)))
     row = published._vqgan(TINY, "page")
     monkeypatch.setitem(published.CHECKPOINTS, "tiny", row)
     return row
