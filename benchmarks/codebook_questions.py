@@ -1,9 +1,10 @@
 """Smaller questions about codebooks, each measured once, on the toy.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/codebook_questions.py masks search bound drawn joint
-     each question is answered anew and kept in results/codebook_questions.json.
+Run: OMP_NUM_THREADS=1 python benchmarks/codebook_questions.py QUESTION [QUESTION …]
+     each is answered anew and kept in results/codebook_questions.json.
 masks: a token a pixel makes 1,056 states. What do the sparse masks save, and what do they cost?
 search: while CLIP is searched, do its score and the judge's verdict rise together? And best of 16?
+vectors: the same where the code vectors of a VQ-VAE move, as in VQGAN+CLIP.
 bound: the bound on ln p(image) with a uniform prior, then with the trained one.
 drawn: a prior that learns from tokens drawn from q (footnote 6), beside one of the likeliest ones.
 joint: both stages trained at once for the one bound, beside one after the other.
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from codebooks import cases_of, find_judge
+from codebooks import cases_of, find_judge, setting
 from torch import Tensor
 
 from minidalle import data
@@ -32,7 +33,7 @@ from minidalle.files import write_text
 from minidalle.generate import Pipeline, sample
 from minidalle.models import build, load
 from minidalle.priors.guided import search
-from minidalle.stages import SHIPPED
+from minidalle.stages import SHIPPED, train_stage
 from minidalle.train import fit
 from minidalle.training.optim import learning_rate, make_optimizer
 from minidalle.training.run import autocast
@@ -111,28 +112,52 @@ def verdict(images: Tensor, caption: str, wanted: dict, pipeline, judge: Judge) 
     return [score, sum(part["share"] for part in right.values()) / len(right), exact]
 
 
-def under_clip(steps: int = 120, n_captions: int = 16) -> dict:
-    """CLIP's score and the judge's verdict along a search of each caption; then best of k."""
-    pipeline, judge, (cases, _) = Pipeline.load(TOY), find_judge("toy"), cases_of("toy")
-    captions, wanted = cases.captions[:n_captions], cases.wanted[:n_captions]
-    marks = [m for m in (1, 2, 4, 8, 15, 30, 60, 120) if m <= steps]
-    curve, best = {m: [] for m in marks}, {k: [] for k in (1, 2, 4, 8, 16)}
-    true = [
-        verdict(cases.images[i : i + 1] / 255, captions[i], wanted[i], pipeline, judge)
-        for i in range(n_captions)
-    ]
-    searching = 0.0
+def climb(codebook, pipeline, judge: Judge, captions, wanted, steps: int) -> dict[int, list[float]]:
+    """Mean verdicts along a search for each caption, by the number of steps done."""
+    curve = {m: [] for m in (1, 2, 4, 8, 15, 30, 60, 120) if m <= steps}
     for i, caption in enumerate(captions):
 
         def watch(step: int, tokens: Tensor, i: int = i, caption: str = caption) -> None:
             if step in curve:
-                images = pipeline.decode(tokens)
+                images = codebook.decode(tokens).detach()
                 curve[step].append(verdict(images, caption, wanted[i], pipeline, judge))
 
-        began, generator = time.process_time(), torch.Generator().manual_seed(i)
-        search(pipeline.codebook, pipeline.reranker, caption, 1, steps, generator=generator,
-               watch=watch)  # fmt: skip
-        searching += time.process_time() - began
+        generator = torch.Generator().manual_seed(i)
+        search(codebook, pipeline.reranker, caption, 1, steps, generator=generator, watch=watch)
+    return {m: mean(rows) for m, rows in curve.items()}
+
+
+def mean(rows: list[list[float]]) -> list[float]:
+    """The mean of each column."""
+    return torch.tensor(rows).mean(0).tolist()
+
+
+def vectors(steps: int = 120, n_captions: int = 16, updates: int = 1000) -> dict:
+    """The same search where vectors move, not logits: in a VQ-VAE with averages."""
+    pipeline, judge, (cases, pairs) = Pipeline.load(TOY), find_judge("toy"), cases_of("toy")
+    words = tuple(f"train_dvae.{f}={updates}" for f in ("steps", "eval_every", "save_every"))
+    with tempfile.TemporaryDirectory() as folder:
+        train_stage(setting("toy", "VQ-VAE, averages", 0, words), "dvae", folder)
+        codebook = load(folder, "dvae")
+    again = codebook.decode(codebook.tokens(cases.images / 255)).detach()
+    rebuilt = metrics.accuracy(judge.read(again), cases.attributes, pairs)["exact"]
+    some = cases.captions[:n_captions], cases.wanted[:n_captions]
+    return {"captions": n_captions, "updates": updates, "rebuilt": rebuilt,
+            "curve": climb(codebook, pipeline, judge, *some, steps)}  # fmt: skip
+
+
+def under_clip(steps: int = 120, n_captions: int = 16) -> dict:
+    """CLIP's score and the judge's verdict along a search of each caption; then best of k."""
+    pipeline, judge, (cases, _) = Pipeline.load(TOY), find_judge("toy"), cases_of("toy")
+    captions, wanted = cases.captions[:n_captions], cases.wanted[:n_captions]
+    best = {k: [] for k in (1, 2, 4, 8, 16)}
+    true = [
+        verdict(cases.images[i : i + 1] / 255, captions[i], wanted[i], pipeline, judge)
+        for i in range(n_captions)
+    ]
+    began = time.process_time()
+    curve = climb(pipeline.codebook, pipeline, judge, captions, wanted, steps)
+    searching = time.process_time() - began
     began = time.process_time()
     for i, caption in enumerate(captions):
         generator = torch.Generator().manual_seed(i)
@@ -144,12 +169,9 @@ def under_clip(steps: int = 120, n_captions: int = 16) -> dict:
             best[k].append(verdict(chosen, caption, wanted[i], pipeline, judge))
     drawing = time.process_time() - began
 
-    def mean(rows: list[list[float]]) -> list[float]:
-        return torch.tensor(rows).mean(0).tolist()
-
     return {
         "captions": n_captions,
-        "curve": {m: mean(rows) for m, rows in curve.items()},
+        "curve": curve,
         "best_of": {k: mean(rows) for k, rows in best.items()},
         "true": mean(true),
         "seconds_a_step": searching / n_captions / steps,
@@ -289,8 +311,8 @@ def joint(steps: int = 300, batch: int = 8) -> list[dict]:
     return rows
 
 
-QUESTIONS = {"masks": masks, "search": under_clip, "bound": lowered, "drawn": drawn_tokens,
-             "joint": joint}  # fmt: skip
+QUESTIONS = {"masks": masks, "search": under_clip, "vectors": vectors, "bound": lowered,
+             "drawn": drawn_tokens, "joint": joint}  # fmt: skip
 
 
 def rounded(value):

@@ -51,7 +51,7 @@ def ours(model: str, case: str, n: int, tokens: int) -> tuple[Callable, Callable
         prior = published.make(model, "prior").prior
     prior = filled(prior).to(torch.bfloat16 if case == "bfloat16" else torch.float32)
     if case == "int8":
-        prior = to_int8(prior)
+        to_int8(prior)
     if case == "torchao":
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 

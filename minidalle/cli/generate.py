@@ -137,7 +137,7 @@ def load(args: argparse.Namespace, source: str | Path) -> Pipeline:
     else:
         pipeline = Pipeline.load(source, args.device, dtype)
     if args.int8 and not searching:
-        pipeline.prior = to_int8(pipeline.prior)
+        to_int8(pipeline.prior)
     if args.clip or (args.model and (searching or (args.candidates or 0) > args.n)):
         pipeline.reranker = published.load("openai-clip", args.clip, device=args.device).reranker
     return pipeline

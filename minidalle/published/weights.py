@@ -171,7 +171,7 @@ def fill(
 
 
 def to_int8(prior: nn.Module) -> nn.Module:
-    """Return a prior whose linear maps have weights of 8 bits, a scale for each row: for a CPU.
+    """Give a prior's linear maps weights of 8 bits, a scale for each row: for a CPU. Returns it.
 
     By torch.ao, which warns that it will leave torch; its heir torchao gains nothing on a CPU
     (benchmarks/mini.py). Raises ValueError where torch has it no more.
@@ -183,7 +183,7 @@ def to_int8(prior: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         kinds = {nn.Linear: quantization.per_channel_dynamic_qconfig}
-        return quantization.quantize_dynamic(prior, kinds)
+        return quantization.quantize_dynamic(prior, kinds, inplace=True)
 
 
 def pick(folder: str | Path, names: Iterable[str]) -> Path:

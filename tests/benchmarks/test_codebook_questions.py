@@ -78,3 +78,18 @@ def test_the_bound_with_a_uniform_prior_charges_at_most_ln_k_a_token(questions):
     want = 64 * torch.tensor(12.0).log() - entropy  # the KL; found is one sample of it
     assert found["uniform"] == pytest.approx(want.item(), abs=8)
     assert found["prior"] == pytest.approx(found["uniform"], abs=8)  # untrained: nearly uniform
+
+
+def test_the_curve_of_a_search_ends_with_the_verdict_of_what_it_found(questions):
+    pipeline, judge = questions.Pipeline.load(questions.TOY), questions.find_judge("toy")
+    codebook = build(get_config("toy", ["codebook=vqvae", "dvae.n_hid=8"]), "dvae").eval()
+    torch.nn.init.normal_(codebook.codes)
+    captions, wanted = ["a red star", "a blue ring"], [{"shape": "star"}, {"shape": "ring"}]
+    curve = questions.climb(codebook, pipeline, judge, captions, wanted, steps=3)
+    assert list(curve) == [1, 2]
+    rows = []
+    for i, caption in enumerate(captions):
+        g = torch.Generator().manual_seed(i)
+        images = questions.search(codebook, pipeline.reranker, caption, 1, 2, generator=g)
+        rows.append(questions.verdict(images.detach(), caption, wanted[i], pipeline, judge))
+    assert curve[2] == pytest.approx([(a + b) / 2 for a, b in zip(*rows, strict=True)], abs=1e-6)
