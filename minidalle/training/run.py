@@ -121,30 +121,25 @@ class Run:
             rate = self.optimizer.param_groups[0]["lr"]
             self._write(self.log.means() | {"lr": rate, "skipped": self.skipped})
 
+    @torch.no_grad()
     def evaluate(self, evaluate: Callable | None, sheet: Callable | None) -> None:
         """Let the callbacks see the averaged weights, log what they find, remember the best."""
         if evaluate is None and sheet is None:
             return
-        metrics = self._with_averaged_weights(evaluate, sheet)
-        if not metrics:
-            return
-        metrics = {f"test_{name}": float(value) for name, value in metrics.items()}
-        self._write(metrics)
-        value = next(iter(metrics.values()))
-        if math.isfinite(value) and (self.best is None or value < self.best["value"]):
-            self.best, self.is_new_best = {"step": self.step, "value": value}, True
-
-    @torch.no_grad()
-    def _with_averaged_weights(self, evaluate: Callable | None, sheet: Callable | None) -> dict:
         self.average.swap()
         self.model.eval()
         try:
             if sheet is not None and self.log.is_main:
                 self._draw(sheet)
-            return evaluate(self.model, self.step) if evaluate is not None else {}
+            found = evaluate(self.model, self.step) if evaluate is not None else {}
         finally:
             self.average.swap()
             self.model.train()
+        if metrics := {f"test_{name}": float(value) for name, value in found.items()}:
+            self._write(metrics)
+            value = next(iter(metrics.values()))
+            if math.isfinite(value) and (self.best is None or value < self.best["value"]):
+                self.best, self.is_new_best = {"step": self.step, "value": value}, True
 
     def _draw(self, sheet: Callable) -> None:
         """Draw a sheet of samples, only for looking at: a failure does not end the run."""
@@ -162,13 +157,13 @@ class Run:
         self.last |= row
 
     def save_if_due(self, stop: bool) -> None:
-        """Save every save_every, on a new best, before stopping; and again soon if that failed."""
-        retry = self.save_failed and self.due(self.config.log_every)
-        if stop or retry or self.is_new_best or self.due(self.config.save_every):
-            self.save()
+        """Save every save_every, on a new best, before stopping; and again soon if that failed.
 
-    def save(self) -> None:
-        """Save a checkpoint; a failure, such as a full disk, is told and does not end the run."""
+        A failure, such as a full disk, is told and does not end the run.
+        """
+        retry = self.save_failed and self.due(self.config.log_every)
+        if not (stop or retry or self.is_new_best or self.due(self.config.save_every)):
+            return
         meta = {name: getattr(self, name) for name in COUNTS}
         meta |= {"config": self.identity, "log": self.log.state()}
         self.is_new_best = False
