@@ -6,61 +6,68 @@ import torch
 import torch.nn.functional as F
 
 
-def log_relaxed__log_of_softmax(logits, tau, uniform):
-    gumbel = -torch.log(-torch.log(uniform))
-    return ((logits + gumbel) / tau).softmax(-1).log()
+def log_relaxed_bit__log_of_sigmoid(logits, tau, uniform):
+    y = ((logits + uniform.logit()) / tau).sigmoid()
+    return y.log(), (1 - y).log()
 
 
-def log_relaxed__clamped(logits, tau, uniform):
-    gumbel = -torch.log(-torch.log(uniform))
-    return ((logits + gumbel) / tau).softmax(-1).clamp(min=1e-3).log()
+def log_relaxed_bit__clamped(logits, tau, uniform):
+    y = ((logits + uniform.logit()) / tau).sigmoid().clamp(1e-3, 1 - 1e-3)
+    return y.log(), (1 - y).log()
 
 
-def log_relaxed__noise_after_temperature(logits, tau, uniform):
-    gumbel = -torch.log(-torch.log(uniform))
-    return (logits / tau + gumbel).log_softmax(-1)
+def log_relaxed_bit__noise_after_temperature(logits, tau, uniform):
+    sure = logits / tau + uniform.logit()
+    return F.logsigmoid(sure), F.logsigmoid(-sure)
 
 
-def log_relaxed__noise_subtracted(logits, tau, uniform):
-    gumbel = -torch.log(-torch.log(uniform))
-    return ((logits - gumbel) / tau).log_softmax(-1)
+def log_relaxed_bit__noise_subtracted(logits, tau, uniform):
+    sure = (logits - uniform.logit()) / tau
+    return F.logsigmoid(sure), F.logsigmoid(-sure)
 
 
-def log_relaxed__one_logarithm(logits, tau, uniform):
-    return ((logits - torch.log(uniform)) / tau).log_softmax(-1)
+def log_relaxed_bit__one_gumbel(logits, tau, uniform):
+    sure = (logits - torch.log(-torch.log(uniform))) / tau
+    return F.logsigmoid(sure), F.logsigmoid(-sure)
 
 
-def log_relaxed__no_noise(logits, tau, uniform):
-    return (logits / tau).log_softmax(-1)
+def log_relaxed_bit__the_law_itself(logits, tau, uniform):
+    sure = (logits + uniform.sigmoid()) / tau
+    return F.logsigmoid(sure), F.logsigmoid(-sure)
 
 
-def log_relaxed__uniform_noise(logits, tau, uniform):
-    return ((logits + uniform - math.exp(-1)) / tau).log_softmax(-1)
+def log_relaxed_bit__no_noise(logits, tau, uniform):
+    return F.logsigmoid(logits / tau), F.logsigmoid(-logits / tau)
 
 
-def log_relaxed__temperature_multiplied(logits, tau, uniform):
-    gumbel = -torch.log(-torch.log(uniform))
-    return ((logits + gumbel) * tau).log_softmax(-1)
+def log_relaxed_bit__noise_around_zero(logits, tau, uniform):
+    sure = (logits + uniform - 0.5) / tau
+    return F.logsigmoid(sure), F.logsigmoid(-sure)
 
 
-def log_relaxed__wrong_axis(logits, tau, uniform):
-    gumbel = -torch.log(-torch.log(uniform))
-    return ((logits + gumbel) / tau).log_softmax(0)
+def log_relaxed_bit__temperature_multiplied(logits, tau, uniform):
+    sure = (logits + uniform.logit()) * tau
+    return F.logsigmoid(sure), F.logsigmoid(-sure)
 
 
-def log_relaxed__channel_axis(logits, tau, uniform):
-    gumbel = -torch.log(-torch.log(uniform))
-    return ((logits + gumbel) / tau).log_softmax(1)
+def log_relaxed_bit__on_and_off_swapped(logits, tau, uniform):
+    sure = (logits + uniform.logit()) / tau
+    return F.logsigmoid(-sure), F.logsigmoid(sure)
 
 
-def log_relaxed__no_logarithm(logits, tau, uniform):
-    gumbel = -torch.log(-torch.log(uniform))
-    return ((logits + gumbel) / tau).softmax(-1)
+def log_relaxed_bit__no_logarithm(logits, tau, uniform):
+    y = ((logits + uniform.logit()) / tau).sigmoid()
+    return y, 1 - y
 
 
-def log_relaxed__no_gradient(logits, tau, uniform):
-    gumbel = -torch.log(-torch.log(uniform))
-    return ((logits.detach() + gumbel) / tau).log_softmax(-1)
+def log_relaxed_bit__no_gradient(logits, tau, uniform):
+    sure = (logits.detach() + uniform.logit()) / tau
+    return F.logsigmoid(sure), F.logsigmoid(-sure)
+
+
+def log_relaxed_bit__hard_bits(logits, tau, uniform):
+    sure = torch.where(logits + uniform.logit() > 0, 1.0, -1.0) / tau + 0 * logits
+    return F.logsigmoid(sure), F.logsigmoid(-sure)
 
 
 def straight_through__only_hard(soft):

@@ -1,7 +1,5 @@
 """Wrong answers to assignment 3, each with the mistake in its name: `exercise__mistake`."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 
@@ -85,133 +83,175 @@ def cross_mask__float(text_len, grid):
     return ((k <= q) & ((k < text_len) | is_near)).float()
 
 
-def attend__softmax_over_queries(q, k, v, mask):
-    scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
-    return scores.masked_fill(~mask, -1e9).softmax(1) @ v
+def join_parts__plain_mean(outputs, log_sums):
+    return outputs.mean(0)
 
 
-def attend__no_scale(q, k, v, mask):
-    scores = q @ k.transpose(1, 2)
-    return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v
+def join_parts__sum_of_the_outputs(outputs, log_sums):
+    return outputs.sum(0)
 
 
-def attend__scale_by_width(q, k, v, mask):
-    scores = q @ k.transpose(1, 2) / q.shape[-1]
-    return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v
+def join_parts__exp_by_hand(outputs, log_sums):
+    weights = log_sums.exp()
+    return (weights[..., None] * outputs).sum(0) / weights.sum(0)[..., None]
 
 
-def attend__scale_by_length(q, k, v, mask):
-    scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[1])
-    return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v
+def join_parts__one_maximum_for_all(outputs, log_sums):
+    weights = (log_sums - log_sums.max()).exp()
+    return (weights[..., None] * outputs).sum(0) / weights.sum(0)[..., None]
 
 
-def attend__mask_inverted(q, k, v, mask):
-    scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
-    return scores.masked_fill(mask, -1e9).softmax(-1) @ v
+def join_parts__not_divided(outputs, log_sums):
+    weights = (log_sums - log_sums.amax(0)).exp()
+    return (weights[..., None] * outputs).sum(0)
 
 
-def attend__mask_transposed(q, k, v, mask):
-    scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
-    return scores.masked_fill(~mask.T, -1e9).softmax(-1) @ v
+def join_parts__logarithms_as_weights(outputs, log_sums):
+    weights = log_sums / log_sums.sum(0)
+    return (weights[..., None] * outputs).sum(0)
 
 
-def attend__mask_after_softmax(q, k, v, mask):
-    scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
-    return (scores.softmax(-1) * mask) @ v
+def join_parts__softmax_over_queries(outputs, log_sums):
+    return (log_sums.softmax(-1)[..., None] * outputs).sum(0)
 
 
-def attend__masked_scores_are_zero(q, k, v, mask):
-    scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
-    return (scores * mask).softmax(-1) @ v
+def join_parts__softmax_over_the_batch(outputs, log_sums):
+    return (log_sums.softmax(1)[..., None] * outputs).sum(0)
 
 
-def attend__no_mask(q, k, v, mask):
-    scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
-    return scores.softmax(-1) @ v
+def join_parts__largest_part_only(outputs, log_sums):
+    best = F.one_hot(log_sums.argmax(0), len(outputs)).movedim(-1, 0)  # (P, B, T)
+    return (best[..., None] * outputs).sum(0)
 
 
-def attend__exp_by_hand(q, k, v, mask):
-    weights = torch.exp(q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])) * mask
-    return weights / weights.sum(-1, keepdim=True) @ v
+def join_parts__wrong_way_round(outputs, log_sums):
+    return ((-log_sums).softmax(0)[..., None] * outputs).sum(0)
 
 
-def attend__keys_and_queries_swapped(q, k, v, mask):
-    scores = k @ q.transpose(1, 2) / math.sqrt(q.shape[-1])
-    return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v
+def join_parts__unseen_part_counts(outputs, log_sums):
+    weights = log_sums.nan_to_num(neginf=0.0).softmax(0)
+    return (weights[..., None] * outputs).sum(0)
 
 
-def attend__calls_torch(q, k, v, mask):
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+def join_parts__total_not_updated(outputs, log_sums):
+    seen, total = outputs[0], log_sums[0]
+    for output, log_sum in zip(outputs[1:], log_sums[1:], strict=True):
+        share = torch.sigmoid(log_sum - total)[..., None].nan_to_num()
+        seen = seen + share * (output - seen)
+        total = torch.maximum(total, log_sum)
+    return seen
 
 
-def split_loss__pads_in_the_mean(text_logits, image_logits, text, image, text_weight):
-    text_nats = F.cross_entropy(
-        text_logits.flatten(0, 1), text.flatten(), ignore_index=PAD, reduction="sum"
-    )
-    image_nats = F.cross_entropy(image_logits.flatten(0, 1), image.flatten())
-    return text_weight * text_nats / text.numel() + (1 - text_weight) * image_nats
+def join_parts__arguments_changed(outputs, log_sums):
+    outputs *= log_sums.softmax(0)[..., None]
+    return outputs.sum(0)
 
 
-def split_loss__pads_are_token_0(text_logits, image_logits, text, image, text_weight):
-    text_nats = F.cross_entropy(text_logits.flatten(0, 1), text.clamp(min=0).flatten())
-    image_nats = F.cross_entropy(image_logits.flatten(0, 1), image.flatten())
-    return text_weight * text_nats + (1 - text_weight) * image_nats
+def loss_gradients__pads_in_the_mean(text_logits, image_logits, text, image, text_weight):
+    words = text_logits.softmax(-1) - F.one_hot(text.clamp(min=0), text_logits.shape[-1])
+    cells = image_logits.softmax(-1) - F.one_hot(image, image_logits.shape[-1])
+    words = words * (text != PAD)[..., None]
+    return text_weight * words / text.numel(), (1 - text_weight) * cells / image.numel()
 
 
-def split_loss__token_0_is_a_pad(text_logits, image_logits, text, image, text_weight):
+def loss_gradients__pads_are_token_0(text_logits, image_logits, text, image, text_weight):
+    words = text_logits.softmax(-1) - F.one_hot(text.clamp(min=0), text_logits.shape[-1])
+    cells = image_logits.softmax(-1) - F.one_hot(image, image_logits.shape[-1])
+    return text_weight * words / text.numel(), (1 - text_weight) * cells / image.numel()
+
+
+def loss_gradients__pads_pull(text_logits, image_logits, text, image, text_weight):
+    words = text_logits.softmax(-1) - F.one_hot(text.clamp(min=0), text_logits.shape[-1])
+    cells = image_logits.softmax(-1) - F.one_hot(image, image_logits.shape[-1])
+    n = (text != PAD).sum()
+    return text_weight * words / n, (1 - text_weight) * cells / image.numel()
+
+
+def loss_gradients__token_0_is_a_pad(text_logits, image_logits, text, image, text_weight):
     is_word = text > 0
-    text_nats = F.cross_entropy(text_logits[is_word], text[is_word])
-    image_nats = F.cross_entropy(image_logits.flatten(0, 1), image.flatten())
-    return text_weight * text_nats + (1 - text_weight) * image_nats
+    words = text_logits.softmax(-1) - F.one_hot(text.clamp(min=0), text_logits.shape[-1])
+    cells = image_logits.softmax(-1) - F.one_hot(image, image_logits.shape[-1])
+    words = words * is_word[..., None]
+    return text_weight * words / is_word.sum(), (1 - text_weight) * cells / image.numel()
 
 
-def split_loss__weights_swapped(text_logits, image_logits, text, image, text_weight):
+def loss_gradients__weights_swapped(text_logits, image_logits, text, image, text_weight):
     is_word = text != PAD
-    text_nats = F.cross_entropy(text_logits[is_word], text[is_word])
-    image_nats = F.cross_entropy(image_logits.flatten(0, 1), image.flatten())
-    return (1 - text_weight) * text_nats + text_weight * image_nats
+    words = text_logits.softmax(-1) - F.one_hot(text.clamp(min=0), text_logits.shape[-1])
+    cells = image_logits.softmax(-1) - F.one_hot(image, image_logits.shape[-1])
+    words = words * is_word[..., None]
+    return (1 - text_weight) * words / is_word.sum(), text_weight * cells / image.numel()
 
 
-def split_loss__always_one_eighth(text_logits, image_logits, text, image, text_weight):
+def loss_gradients__always_one_eighth(text_logits, image_logits, text, image, text_weight):
     is_word = text != PAD
-    text_nats = F.cross_entropy(text_logits[is_word], text[is_word])
-    image_nats = F.cross_entropy(image_logits.flatten(0, 1), image.flatten())
-    return text_nats / 8 + image_nats * 7 / 8
+    words = text_logits.softmax(-1) - F.one_hot(text.clamp(min=0), text_logits.shape[-1])
+    cells = image_logits.softmax(-1) - F.one_hot(image, image_logits.shape[-1])
+    words = words * is_word[..., None]
+    return words / is_word.sum() / 8, cells / image.numel() * 7 / 8
 
 
-def split_loss__not_averaged(text_logits, image_logits, text, image, text_weight):
+def loss_gradients__not_averaged(text_logits, image_logits, text, image, text_weight):
+    words = text_logits.softmax(-1) - F.one_hot(text.clamp(min=0), text_logits.shape[-1])
+    cells = image_logits.softmax(-1) - F.one_hot(image, image_logits.shape[-1])
+    return text_weight * words * (text != PAD)[..., None], (1 - text_weight) * cells
+
+
+def loss_gradients__mean_of_caption_means(text_logits, image_logits, text, image, text_weight):
     is_word = text != PAD
-    text_nats = F.cross_entropy(text_logits[is_word], text[is_word], reduction="sum")
-    image_nats = F.cross_entropy(image_logits.flatten(0, 1), image.flatten(), reduction="sum")
-    return text_weight * text_nats + (1 - text_weight) * image_nats
+    words = text_logits.softmax(-1) - F.one_hot(text.clamp(min=0), text_logits.shape[-1])
+    cells = image_logits.softmax(-1) - F.one_hot(image, image_logits.shape[-1])
+    words = words * is_word[..., None] / is_word.sum(1)[:, None, None] / len(text)
+    return text_weight * words, (1 - text_weight) * cells / image.numel()
 
 
-def split_loss__mean_of_caption_means(text_logits, image_logits, text, image, text_weight):
-    means = []
-    for logits, ids in zip(text_logits, text, strict=True):
-        means.append(F.cross_entropy(logits[ids != PAD], ids[ids != PAD]))
-    image_nats = F.cross_entropy(image_logits.flatten(0, 1), image.flatten())
-    return text_weight * torch.stack(means).mean() + (1 - text_weight) * image_nats
-
-
-def split_loss__one_mean_for_all(text_logits, image_logits, text, image, text_weight):
+def loss_gradients__one_mean_for_all(text_logits, image_logits, text, image, text_weight):
     is_word = text != PAD
-    text_nats = F.cross_entropy(text_logits[is_word], text[is_word], reduction="none")
-    image_nats = F.cross_entropy(image_logits.flatten(0, 1), image.flatten(), reduction="none")
-    return torch.cat([text_weight * text_nats, (1 - text_weight) * image_nats]).mean() * 2
+    words = text_logits.softmax(-1) - F.one_hot(text.clamp(min=0), text_logits.shape[-1])
+    cells = image_logits.softmax(-1) - F.one_hot(image, image_logits.shape[-1])
+    n = is_word.sum() + image.numel()
+    return text_weight * words * is_word[..., None] / n, (1 - text_weight) * cells / n
 
 
-def split_loss__image_weight_forgotten(text_logits, image_logits, text, image, text_weight):
+def loss_gradients__wrong_sign(text_logits, image_logits, text, image, text_weight):
     is_word = text != PAD
-    text_nats = F.cross_entropy(text_logits[is_word], text[is_word])
-    return text_weight * text_nats + F.cross_entropy(image_logits.flatten(0, 1), image.flatten())
+    words = F.one_hot(text.clamp(min=0), text_logits.shape[-1]) - text_logits.softmax(-1)
+    cells = F.one_hot(image, image_logits.shape[-1]) - image_logits.softmax(-1)
+    words = words * is_word[..., None]
+    return text_weight * words / is_word.sum(), (1 - text_weight) * cells / image.numel()
 
 
-def split_loss__softmax_twice(text_logits, image_logits, text, image, text_weight):
+def loss_gradients__softmax_over_positions(text_logits, image_logits, text, image, text_weight):
     is_word = text != PAD
-    text_nats = F.cross_entropy(text_logits.softmax(-1)[is_word], text[is_word])
-    image_nats = F.cross_entropy(image_logits.softmax(-1).flatten(0, 1), image.flatten())
-    return text_weight * text_nats + (1 - text_weight) * image_nats
+    words = text_logits.softmax(1) - F.one_hot(text.clamp(min=0), text_logits.shape[-1])
+    cells = image_logits.softmax(1) - F.one_hot(image, image_logits.shape[-1])
+    words = words * is_word[..., None]
+    return text_weight * words / is_word.sum(), (1 - text_weight) * cells / image.numel()
+
+
+def loss_gradients__right_answer_only(text_logits, image_logits, text, image, text_weight):
+    is_word = text != PAD
+    own = F.one_hot(text.clamp(min=0), text_logits.shape[-1])
+    words = own * (text_logits.softmax(-1) - 1) * is_word[..., None]
+    own = F.one_hot(image, image_logits.shape[-1])
+    cells = own * (image_logits.softmax(-1) - 1)
+    return text_weight * words / is_word.sum(), (1 - text_weight) * cells / image.numel()
+
+
+def loss_gradients__exp_by_hand(text_logits, image_logits, text, image, text_weight):
+    is_word = text != PAD
+    p, q = text_logits.exp(), image_logits.exp()
+    words = p / p.sum(-1, keepdim=True) - F.one_hot(text.clamp(min=0), p.shape[-1])
+    cells = q / q.sum(-1, keepdim=True) - F.one_hot(image, q.shape[-1])
+    words = words * is_word[..., None]
+    return text_weight * words / is_word.sum(), (1 - text_weight) * cells / image.numel()
+
+
+def loss_gradients__calls_autograd(text_logits, image_logits, text, image, text_weight):
+    a, b = text_logits.clone().requires_grad_(), image_logits.clone().requires_grad_()
+    text_nats = F.cross_entropy(a[text != PAD], text[text != PAD])
+    image_nats = F.cross_entropy(b.flatten(0, 1), image.flatten())
+    return torch.autograd.grad(text_weight * text_nats + (1 - text_weight) * image_nats, (a, b))
 
 
 def sees_the_future__only_last_row(f, x):

@@ -5,182 +5,296 @@ import math
 import torch
 
 
-def top_k__not_rescaled(p, k):
-    least = p.topk(min(k, p.shape[1]), dim=1).values[:, -1:]
-    return p * (p >= least)
+def temperature_for__entropy_for_perplexity(logits, perplexity):
+    low, high = torch.full((len(logits),), -7.0), torch.full((len(logits),), 7.0)
+    for _ in range(30):
+        middle = (low + high) / 2
+        log_p = (logits / middle.exp()[:, None]).log_softmax(1)
+        too_bold = -(log_p.exp() * log_p).sum(1) > perplexity
+        low, high = torch.where(too_bold, low, middle), torch.where(too_bold, middle, high)
+    return middle.exp()
 
 
-def top_k__one_too_few(p, k):
-    least = p.topk(min(k, p.shape[1]), dim=1).values[:, -1:]
-    kept = p * (p > least)
-    return kept / kept.sum(1, keepdim=True)
+def temperature_for__entropy_in_bits(logits, perplexity):
+    low, high = torch.full((len(logits),), -7.0), torch.full((len(logits),), 7.0)
+    for _ in range(30):
+        middle = (low + high) / 2
+        log_p = (logits / middle.exp()[:, None]).log_softmax(1)
+        too_bold = -(log_p.exp() * log_p).sum(1) / math.log(2) > math.log(perplexity)
+        low, high = torch.where(too_bold, low, middle), torch.where(too_bold, middle, high)
+    return middle.exp()
 
 
-def top_k__one_too_many(p, k):
-    least = p.topk(min(k + 1, p.shape[1]), dim=1).values[:, -1:]
-    kept = p * (p >= least)
-    return kept / kept.sum(1, keepdim=True)
+def temperature_for__multiplied(logits, perplexity):
+    low, high = torch.full((len(logits),), -7.0), torch.full((len(logits),), 7.0)
+    for _ in range(30):
+        middle = (low + high) / 2
+        log_p = (logits * middle.exp()[:, None]).log_softmax(1)
+        too_bold = -(log_p.exp() * log_p).sum(1) > math.log(perplexity)
+        low, high = torch.where(too_bold, middle, low), torch.where(too_bold, high, middle)
+    return middle.exp()
 
 
-def top_k__smallest(p, k):
-    most = p.topk(min(k, p.shape[1]), dim=1, largest=False).values[:, -1:]
-    kept = p * (p <= most)
-    return kept / kept.sum(1, keepdim=True)
+def temperature_for__searches_the_wrong_half(logits, perplexity):
+    low, high = torch.full((len(logits),), -7.0), torch.full((len(logits),), 7.0)
+    for _ in range(30):
+        middle = (low + high) / 2
+        log_p = (logits / middle.exp()[:, None]).log_softmax(1)
+        too_bold = -(log_p.exp() * log_p).sum(1) > math.log(perplexity)
+        low, high = torch.where(too_bold, middle, low), torch.where(too_bold, high, middle)
+    return middle.exp()
 
 
-def top_k__over_the_whole_batch(p, k):
-    least = p.flatten().topk(min(k * len(p), p.numel())).values[-1]
-    kept = p * (p >= least)
-    return kept / kept.sum(1, keepdim=True)
+def temperature_for__never_above_1(logits, perplexity):
+    low, high = torch.full((len(logits),), -7.0), torch.full((len(logits),), 0.0)
+    for _ in range(30):
+        middle = (low + high) / 2
+        log_p = (logits / middle.exp()[:, None]).log_softmax(1)
+        too_bold = -(log_p.exp() * log_p).sum(1) > math.log(perplexity)
+        low, high = torch.where(too_bold, low, middle), torch.where(too_bold, middle, high)
+    return middle.exp()
 
 
-def top_k__softmax_again(p, k):
-    least = p.topk(min(k, p.shape[1]), dim=1).values[:, -1:]
-    return p.masked_fill(p < least, float("-inf")).softmax(1)
+def temperature_for__too_few_steps(logits, perplexity):
+    low, high = torch.full((len(logits),), -7.0), torch.full((len(logits),), 7.0)
+    for _ in range(6):
+        middle = (low + high) / 2
+        log_p = (logits / middle.exp()[:, None]).log_softmax(1)
+        too_bold = -(log_p.exp() * log_p).sum(1) > math.log(perplexity)
+        low, high = torch.where(too_bold, low, middle), torch.where(too_bold, middle, high)
+    return middle.exp()
 
 
-def top_k__rescaled_over_the_batch(p, k):
-    least = p.topk(min(k, p.shape[1]), dim=1).values[:, -1:]
-    kept = p * (p >= least)
-    return kept / kept.sum(0, keepdim=True).clamp(min=1e-9)
+def temperature_for__one_for_all_rows(logits, perplexity):
+    low, high = -7.0, 7.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        log_p = (logits / math.exp(middle)).log_softmax(1)
+        too_bold = -(log_p.exp() * log_p).sum(1).mean() > math.log(perplexity)
+        low, high = (low, middle) if too_bold else (middle, high)
+    return torch.full((len(logits),), math.exp(middle))
 
 
-def top_k__large_k_fails(p, k):
-    least = p.topk(k, dim=1).values[:, -1:]
-    kept = p * (p >= least)
-    return kept / kept.sum(1, keepdim=True)
+def temperature_for__nan_where_sure(logits, perplexity):
+    low, high = torch.full((len(logits),), -7.0), torch.full((len(logits),), 7.0)
+    for _ in range(30):
+        middle = (low + high) / 2
+        p = (logits / middle.exp()[:, None]).softmax(1)
+        too_cold = -(p * p.log()).sum(1) < math.log(perplexity)
+        low, high = torch.where(too_cold, middle, low), torch.where(too_cold, high, middle)
+    return middle.exp()
 
 
-def top_k__changes_p(p, k):
-    least = p.topk(min(k, p.shape[1]), dim=1).values[:, -1:]
-    p[p < least] = 0
-    return p / p.sum(1, keepdim=True)
+def temperature_for__inverse_of_summed_squares(logits, perplexity):
+    low, high = torch.full((len(logits),), -7.0), torch.full((len(logits),), 7.0)
+    for _ in range(30):
+        middle = (low + high) / 2
+        p = (logits / middle.exp()[:, None]).softmax(1)
+        too_bold = 1 / p.square().sum(1) > perplexity
+        low, high = torch.where(too_bold, low, middle), torch.where(too_bold, middle, high)
+    return middle.exp()
 
 
-def top_k__sorted(p, k):
-    kept = p.topk(min(k, p.shape[1]), dim=1).values
-    kept = torch.cat([kept, torch.zeros(len(p), p.shape[1] - kept.shape[1])], 1)
-    return kept / kept.sum(1, keepdim=True)
+def temperature_for__the_logarithm(logits, perplexity):
+    low, high = torch.full((len(logits),), -7.0), torch.full((len(logits),), 7.0)
+    for _ in range(30):
+        middle = (low + high) / 2
+        log_p = (logits / middle.exp()[:, None]).log_softmax(1)
+        too_bold = -(log_p.exp() * log_p).sum(1) > math.log(perplexity)
+        low, high = torch.where(too_bold, low, middle), torch.where(too_bold, middle, high)
+    return middle
 
 
-def top_p__without_the_crossing_token(p, mass):
+def temperature_for__softmax_over_the_batch(logits, perplexity):
+    low, high = torch.full((len(logits),), -7.0), torch.full((len(logits),), 7.0)
+    for _ in range(30):
+        middle = (low + high) / 2
+        log_p = (logits / middle.exp()[:, None]).log_softmax(0)
+        too_bold = -(log_p.exp() * log_p).sum(1) > math.log(perplexity)
+        low, high = torch.where(too_bold, low, middle), torch.where(too_bold, middle, high)
+    return middle.exp()
+
+
+def typical__the_nucleus(p, mass):
     ordered, order = p.sort(dim=1, descending=True)
+    kept = torch.zeros_like(p).scatter(1, order, ordered * (ordered.cumsum(1) - ordered < mass))
+    return kept / kept.sum(1, keepdim=True)
+
+
+def typical__farthest_first(p, mass):
+    surprise = -p.log()
+    entropy = (p * surprise).sum(1, keepdim=True)
+    order = (surprise - entropy).abs().argsort(1, descending=True)
+    ordered = p.gather(1, order)
+    kept = torch.zeros_like(p).scatter(1, order, ordered * (ordered.cumsum(1) - ordered < mass))
+    return kept / kept.sum(1, keepdim=True)
+
+
+def typical__distance_with_its_sign(p, mass):
+    surprise = -p.log()
+    entropy = (p * surprise).sum(1, keepdim=True)
+    order = (surprise - entropy).argsort(1)
+    ordered = p.gather(1, order)
+    kept = torch.zeros_like(p).scatter(1, order, ordered * (ordered.cumsum(1) - ordered < mass))
+    return kept / kept.sum(1, keepdim=True)
+
+
+def typical__without_the_crossing_token(p, mass):
+    surprise = -p.log()
+    entropy = (p * surprise).sum(1, keepdim=True)
+    order = (surprise - entropy).abs().argsort(1)
+    ordered = p.gather(1, order)
     kept = torch.zeros_like(p).scatter(1, order, ordered * (ordered.cumsum(1) <= mass))
     return kept / kept.sum(1, keepdim=True)
 
 
-def top_p__one_too_many(p, mass):
-    ordered, order = p.sort(dim=1, descending=True)
-    before = ordered.cumsum(1) - ordered
-    before = torch.cat([before[:, :1], before[:, :-1]], 1)
-    kept = torch.zeros_like(p).scatter(1, order, ordered * (before < mass))
+def typical__one_more_at_the_edge(p, mass):
+    surprise = -p.log()
+    entropy = (p * surprise).sum(1, keepdim=True)
+    order = (surprise - entropy).abs().argsort(1)
+    ordered = p.gather(1, order)
+    kept = torch.zeros_like(p).scatter(1, order, ordered * (ordered.cumsum(1) - ordered <= mass))
     return kept / kept.sum(1, keepdim=True)
 
 
-def top_p__one_more_at_the_edge(p, mass):
-    ordered, order = p.sort(dim=1, descending=True)
-    before = ordered.cumsum(1) - ordered
-    kept = torch.zeros_like(p).scatter(1, order, ordered * (before <= mass))
+def typical__entropy_in_bits(p, mass):
+    surprise = -p.log()
+    entropy = -(p * p.log2()).sum(1, keepdim=True)
+    order = (surprise - entropy).abs().argsort(1)
+    ordered = p.gather(1, order)
+    kept = torch.zeros_like(p).scatter(1, order, ordered * (ordered.cumsum(1) - ordered < mass))
     return kept / kept.sum(1, keepdim=True)
 
 
-def top_p__not_sorted(p, mass):
-    kept = p * (p.cumsum(1) - p < mass)
+def typical__mean_surprise_without_weights(p, mass):
+    surprise = -p.log()
+    order = (surprise - surprise.mean(1, keepdim=True)).abs().argsort(1)
+    ordered = p.gather(1, order)
+    kept = torch.zeros_like(p).scatter(1, order, ordered * (ordered.cumsum(1) - ordered < mass))
     return kept / kept.sum(1, keepdim=True)
 
 
-def top_p__smallest_first(p, mass):
-    ordered, order = p.sort(dim=1)
-    before = ordered.cumsum(1) - ordered
-    kept = torch.zeros_like(p).scatter(1, order, ordered * (before < mass))
+def typical__one_entropy_for_all_rows(p, mass):
+    surprise = -p.log()
+    entropy = (p * surprise).sum(1).mean()
+    order = (surprise - entropy).abs().argsort(1)
+    ordered = p.gather(1, order)
+    kept = torch.zeros_like(p).scatter(1, order, ordered * (ordered.cumsum(1) - ordered < mass))
     return kept / kept.sum(1, keepdim=True)
 
 
-def top_p__left_in_sorted_order(p, mass):
-    ordered, _ = p.sort(dim=1, descending=True)
+def typical__left_in_sorted_order(p, mass):
+    surprise = -p.log()
+    entropy = (p * surprise).sum(1, keepdim=True)
+    ordered = p.gather(1, (surprise - entropy).abs().argsort(1))
     kept = ordered * (ordered.cumsum(1) - ordered < mass)
     return kept / kept.sum(1, keepdim=True)
 
 
-def top_p__not_rescaled(p, mass):
-    ordered, order = p.sort(dim=1, descending=True)
-    before = ordered.cumsum(1) - ordered
-    return torch.zeros_like(p).scatter(1, order, ordered * (before < mass))
+def typical__not_rescaled(p, mass):
+    surprise = -p.log()
+    entropy = (p * surprise).sum(1, keepdim=True)
+    order = (surprise - entropy).abs().argsort(1)
+    ordered = p.gather(1, order)
+    return torch.zeros_like(p).scatter(1, order, ordered * (ordered.cumsum(1) - ordered < mass))
 
 
-def top_p__threshold_on_each_token(p, mass):
-    kept = p * (p >= 1 - mass)
+def typical__all_that_are_nearer_than_the_mass(p, mass):
+    surprise = -p.log()
+    entropy = (p * surprise).sum(1, keepdim=True)
+    kept = p * ((surprise - entropy).abs() < mass)
     return kept / kept.sum(1, keepdim=True)
 
 
-def top_p__order_used_backwards(p, mass):
-    ordered, order = p.sort(dim=1, descending=True)
-    kept = (ordered * (ordered.cumsum(1) - ordered < mass)).gather(1, order)
-    return kept / kept.sum(1, keepdim=True)
+def accept__every_guess(p, q, guess, generator):
+    return guess.clone()
 
 
-def sample__temperature_multiplied(logits, temperature, generator):
-    if temperature == 0:
-        return logits.argmax(1)
-    p = (logits * temperature).softmax(1)
+def accept__ignores_the_guess(p, q, guess, generator):
     return torch.multinomial(p, 1, generator=generator)[:, 0]
 
 
-def sample__temperature_after_softmax(logits, temperature, generator):
-    if temperature == 0:
-        return logits.argmax(1)
-    p = logits.softmax(1) / temperature
-    return torch.multinomial(p, 1, generator=generator)[:, 0]
+def accept__draws_anew_from_p(p, q, guess, generator):
+    row = torch.arange(len(guess))
+    kept = torch.rand(len(guess), generator=generator) < p[row, guess] / q[row, guess]
+    return torch.where(kept, guess, torch.multinomial(p, 1, generator=generator)[:, 0])
 
 
-def sample__ignores_the_generator(logits, temperature, generator):
-    if temperature == 0:
-        return logits.argmax(1)
-    return torch.multinomial((logits / temperature).softmax(1), 1)[:, 0]
+def accept__ratio_inverted(p, q, guess, generator):
+    row = torch.arange(len(guess))
+    kept = torch.rand(len(guess), generator=generator) * p[row, guess] < q[row, guess]
+    rest = (p - q).clamp(min=0)
+    rest = torch.where(rest.sum(1, keepdim=True) > 0, rest, p)
+    return torch.where(kept, guess, torch.multinomial(rest, 1, generator=generator)[:, 0])
 
 
-def sample__seeds_its_own(logits, temperature, generator):
-    if temperature == 0:
-        return logits.argmax(1)
-    own = torch.Generator().manual_seed(0)
-    return torch.multinomial((logits / temperature).softmax(1), 1, generator=own)[:, 0]
+def accept__keeps_with_probability_p(p, q, guess, generator):
+    row = torch.arange(len(guess))
+    kept = torch.rand(len(guess), generator=generator) < p[row, guess]
+    rest = (p - q).clamp(min=0)
+    rest = torch.where(rest.sum(1, keepdim=True) > 0, rest, p)
+    return torch.where(kept, guess, torch.multinomial(rest, 1, generator=generator)[:, 0])
 
 
-def sample__always_the_likeliest(logits, temperature, generator):
-    return logits.argmax(1)
+def accept__keeps_where_p_is_larger(p, q, guess, generator):
+    row = torch.arange(len(guess))
+    kept = p[row, guess] >= q[row, guess]
+    rest = (p - q).clamp(min=0)
+    rest = torch.where(rest.sum(1, keepdim=True) > 0, rest, p)
+    return torch.where(kept, guess, torch.multinomial(rest, 1, generator=generator)[:, 0])
 
 
-def sample__divides_by_zero(logits, temperature, generator):
-    p = (logits / temperature).softmax(1)
-    return torch.multinomial(p, 1, generator=generator)[:, 0]
+def accept__difference_without_sign(p, q, guess, generator):
+    row = torch.arange(len(guess))
+    kept = torch.rand(len(guess), generator=generator) < p[row, guess] / q[row, guess]
+    rest = (p - q).abs()
+    rest = torch.where(rest.sum(1, keepdim=True) > 0, rest, p)
+    return torch.where(kept, guess, torch.multinomial(rest, 1, generator=generator)[:, 0])
 
 
-def sample__one_column(logits, temperature, generator):
-    if temperature == 0:
-        return logits.argmax(1, keepdim=True)
-    p = (logits / temperature).softmax(1)
-    return torch.multinomial(p, 1, generator=generator)
+def accept__what_q_gives_too_much(p, q, guess, generator):
+    row = torch.arange(len(guess))
+    kept = torch.rand(len(guess), generator=generator) < p[row, guess] / q[row, guess]
+    rest = (q - p).clamp(min=0)
+    rest = torch.where(rest.sum(1, keepdim=True) > 0, rest, p)
+    return torch.where(kept, guess, torch.multinomial(rest, 1, generator=generator)[:, 0])
 
 
-def sample__softmax_over_the_batch(logits, temperature, generator):
-    if temperature == 0:
-        return logits.argmax(1)
-    p = (logits / temperature).softmax(0)
-    return torch.multinomial(p, 1, generator=generator)[:, 0]
+def accept__fails_where_p_equals_q(p, q, guess, generator):
+    row = torch.arange(len(guess))
+    kept = torch.rand(len(guess), generator=generator) < p[row, guess] / q[row, guess]
+    rest = (p - q).clamp(min=0)
+    return torch.where(kept, guess, torch.multinomial(rest, 1, generator=generator)[:, 0])
 
 
-def sample__softmax_twice(logits, temperature, generator):
-    if temperature == 0:
-        return logits.argmax(1)
-    p = (logits / temperature).softmax(1).softmax(1)
-    return torch.multinomial(p, 1, generator=generator)[:, 0]
+def accept__one_chance_for_all_rows(p, q, guess, generator):
+    row = torch.arange(len(guess))
+    kept = torch.rand(1, generator=generator) < p[row, guess] / q[row, guess]
+    rest = (p - q).clamp(min=0)
+    rest = torch.where(rest.sum(1, keepdim=True) > 0, rest, p)
+    return torch.where(kept, guess, torch.multinomial(rest, 1, generator=generator)[:, 0])
 
 
-def sample__first_row_for_all(logits, temperature, generator):
-    if temperature == 0:
-        return logits.argmax(1)
-    p = (logits[0] / temperature).softmax(0)
-    return torch.multinomial(p, len(logits), replacement=True, generator=generator)
+def accept__ignores_the_generator(p, q, guess, generator):
+    row = torch.arange(len(guess))
+    kept = torch.rand(len(guess)) < p[row, guess] / q[row, guess]
+    rest = (p - q).clamp(min=0)
+    rest = torch.where(rest.sum(1, keepdim=True) > 0, rest, p)
+    return torch.where(kept, guess, torch.multinomial(rest, 1)[:, 0])
+
+
+def accept__likeliest_of_the_rest(p, q, guess, generator):
+    row = torch.arange(len(guess))
+    kept = torch.rand(len(guess), generator=generator) < p[row, guess] / q[row, guess]
+    return torch.where(kept, guess, (p - q).argmax(1))
+
+
+def accept__changes_p(p, q, guess, generator):
+    row = torch.arange(len(guess))
+    kept = torch.rand(len(guess), generator=generator) < p[row, guess] / q[row, guess]
+    rest = p.sub_(q).clamp(min=0)
+    rest = torch.where(rest.sum(1, keepdim=True) > 0, rest, q)
+    return torch.where(kept, guess, torch.multinomial(rest, 1, generator=generator)[:, 0])
 
 
 def step__never_drops(q, k, v, cache, text_len, window):
@@ -291,74 +405,101 @@ def step__attends_with_values(q, k, v, cache, text_len, window):
     return (scores.softmax(1)[:, None] @ values)[:, 0], (keys, values)
 
 
-def complete__reads_only_the_last(predict, prompt, length, pick):
-    tokens = prompt
-    while tokens.shape[1] < length:
-        tokens = torch.cat([tokens, pick(predict(tokens[:, -1:]))[:, None]], 1)
+def fill_in__overwrites_the_known(known, predict, pick):
+    tokens = known.clone()
+    for place in range(known.shape[1]):
+        if (known[:, place] == -1).any():
+            tokens[:, place] = pick(predict(tokens[:, :place]))
     return tokens
 
 
-def complete__reads_only_the_prompt(predict, prompt, length, pick):
-    tokens = prompt
-    while tokens.shape[1] < length:
-        tokens = torch.cat([tokens, pick(predict(prompt))[:, None]], 1)
+def fill_in__only_where_no_row_knows(known, predict, pick):
+    tokens = known.clone()
+    for place in range(known.shape[1]):
+        if (known[:, place] == -1).all():
+            tokens[:, place] = pick(predict(tokens[:, :place]))
     return tokens
 
 
-def complete__without_the_prompt(predict, prompt, length, pick):
-    tokens = prompt
-    while tokens.shape[1] < length:
-        tokens = torch.cat([tokens, pick(predict(tokens))[:, None]], 1)
-    return tokens[:, prompt.shape[1] :]
-
-
-def complete__length_more_tokens(predict, prompt, length, pick):
-    tokens = prompt
-    for _ in range(length):
-        tokens = torch.cat([tokens, pick(predict(tokens))[:, None]], 1)
+def fill_in__known_tokens_first(known, predict, pick):
+    tokens = known.clone()
+    start = int((known == -1).any(0).float().argmax())
+    for place in range(start, known.shape[1]):
+        tokens[:, place] = pick(predict(tokens[:, :place]))
     return tokens
 
 
-def complete__one_too_few(predict, prompt, length, pick):
-    tokens = prompt
-    while tokens.shape[1] < length - 1:
-        tokens = torch.cat([tokens, pick(predict(tokens))[:, None]], 1)
+def fill_in__reads_the_holes(known, predict, pick):
+    tokens = known.clone()
+    for place in range(known.shape[1]):
+        unknown = known[:, place] == -1
+        if unknown.any():
+            picked = pick(predict(known[:, :place]))
+            tokens[:, place] = torch.where(unknown, picked, tokens[:, place])
     return tokens
 
 
-def complete__at_least_one(predict, prompt, length, pick):
-    tokens = prompt
-    while True:
-        tokens = torch.cat([tokens, pick(predict(tokens))[:, None]], 1)
-        if tokens.shape[1] >= length:
-            return tokens
-
-
-def complete__new_token_in_front(predict, prompt, length, pick):
-    tokens = prompt
-    while tokens.shape[1] < length:
-        tokens = torch.cat([pick(predict(tokens))[:, None], tokens], 1)
+def fill_in__holes_are_token_0(known, predict, pick):
+    tokens = known.clone()
+    for place in range(known.shape[1]):
+        unknown = known[:, place] == -1
+        if unknown.any():
+            picked = pick(predict(known[:, :place].clamp(min=0)))
+            tokens[:, place] = torch.where(unknown, picked, tokens[:, place])
     return tokens
 
 
-def complete__predicts_twice(predict, prompt, length, pick):
-    tokens = prompt
-    while tokens.shape[1] < length:
-        predict(tokens)
-        tokens = torch.cat([tokens, pick(predict(tokens))[:, None]], 1)
+def fill_in__predicts_every_place(known, predict, pick):
+    tokens = known.clone()
+    for place in range(known.shape[1]):
+        picked = pick(predict(tokens[:, :place]))
+        tokens[:, place] = torch.where(known[:, place] == -1, picked, tokens[:, place])
     return tokens
 
 
-def complete__always_greedy(predict, prompt, length, pick):
-    tokens = prompt
-    while tokens.shape[1] < length:
-        tokens = torch.cat([tokens, predict(tokens).argmax(1)[:, None]], 1)
+def fill_in__reads_the_last_token_only(known, predict, pick):
+    tokens = known.clone()
+    for place in range(known.shape[1]):
+        unknown = known[:, place] == -1
+        if unknown.any():
+            picked = pick(predict(tokens[:, max(place - 1, 0) : place]))
+            tokens[:, place] = torch.where(unknown, picked, tokens[:, place])
     return tokens
 
 
-def complete__float(predict, prompt, length, pick):
-    tokens = torch.zeros(len(prompt), length)
-    tokens[:, : prompt.shape[1]] = prompt
-    for t in range(prompt.shape[1], length):
-        tokens[:, t] = pick(predict(tokens[:, :t].long()))
+def fill_in__one_place_late(known, predict, pick):
+    tokens = known.clone()
+    for place in range(known.shape[1]):
+        unknown = known[:, place] == -1
+        if unknown.any():
+            picked = pick(predict(tokens[:, : max(place - 1, 0)]))
+            tokens[:, place] = torch.where(unknown, picked, tokens[:, place])
+    return tokens
+
+
+def fill_in__row_by_row(known, predict, pick):
+    tokens = known.clone()
+    for row in range(len(known)):
+        for place in range(known.shape[1]):
+            if known[row, place] == -1:
+                tokens[row, place] = pick(predict(tokens[row : row + 1, :place]))[0]
+    return tokens
+
+
+def fill_in__changes_known(known, predict, pick):
+    for place in range(known.shape[1]):
+        unknown = known[:, place] == -1
+        if unknown.any():
+            picked = pick(predict(known[:, :place]))
+            known[:, place] = torch.where(unknown, picked, known[:, place])
+    return known
+
+
+def fill_in__known_and_picked_swapped(known, predict, pick):
+    tokens = known.clone()
+    for place in range(known.shape[1]):
+        unknown = known[:, place] == -1
+        if unknown.any():
+            picked = pick(predict(tokens[:, :place].clamp(min=0)))
+            tokens[:, place] = torch.where(unknown, tokens[:, place], picked)
     return tokens

@@ -88,107 +88,134 @@ def soft_targets__float64(captions):
     return same / same.sum(1, keepdim=True)
 
 
-def contrastive_loss__ignores_the_target(image, text, temperature, target):
-    logits = image @ text.T / temperature
-    own = torch.arange(len(logits))
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+def sigmoid_loss__right_pairs_only(image, text, scale, bias, fits):
+    logits = scale * image @ text.T + bias
+    return -F.logsigmoid(logits)[fits].sum() / len(image)
 
 
-def contrastive_loss__likeliest_target_only(image, text, temperature, target):
-    logits = image @ text.T / temperature
-    own = target.argmax(1)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+def sigmoid_loss__wrong_pairs_only(image, text, scale, bias, fits):
+    logits = scale * image @ text.T + bias
+    return -F.logsigmoid(-logits)[~fits].sum() / len(image)
 
 
-def contrastive_loss__one_direction(image, text, temperature, target):
-    return F.cross_entropy(image @ text.T / temperature, target)
+def sigmoid_loss__sign_forgotten(image, text, scale, bias, fits):
+    return -F.logsigmoid(scale * image @ text.T + bias).sum() / len(image)
 
 
-def contrastive_loss__same_direction_twice(image, text, temperature, target):
-    logits = image @ text.T / temperature
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits, target.T)) / 2
+def sigmoid_loss__bias_forgotten(image, text, scale, bias, fits):
+    sign = torch.where(fits, 1.0, -1.0)
+    return -F.logsigmoid(sign * scale * (image @ text.T)).sum() / len(image)
 
 
-def contrastive_loss__temperature_multiplied(image, text, temperature, target):
-    logits = image @ text.T * temperature
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+def sigmoid_loss__bias_keeps_its_sign(image, text, scale, bias, fits):
+    sign = torch.where(fits, 1.0, -1.0)
+    return -F.logsigmoid(sign * scale * (image @ text.T) + bias).sum() / len(image)
 
 
-def contrastive_loss__not_halved(image, text, temperature, target):
-    logits = image @ text.T / temperature
-    return F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
+def sigmoid_loss__divided_by_the_scale(image, text, scale, bias, fits):
+    sign = torch.where(fits, 1.0, -1.0)
+    return -F.logsigmoid(sign * (image @ text.T / scale + bias)).sum() / len(image)
 
 
-def contrastive_loss__not_averaged(image, text, temperature, target):
-    logits = image @ text.T / temperature
-    images = F.cross_entropy(logits, target, reduction="sum")
-    return (images + F.cross_entropy(logits.T, target, reduction="sum")) / 2
+def sigmoid_loss__mean_over_all_pairs(image, text, scale, bias, fits):
+    sign = torch.where(fits, 1.0, -1.0)
+    return -F.logsigmoid(sign * (scale * image @ text.T + bias)).mean()
 
 
-def contrastive_loss__mean_of_all_entries(image, text, temperature, target):
-    logits = image @ text.T / temperature
-    return -(target * (logits.log_softmax(1) + logits.log_softmax(0))).mean() / 2
+def sigmoid_loss__not_divided(image, text, scale, bias, fits):
+    sign = torch.where(fits, 1.0, -1.0)
+    return -F.logsigmoid(sign * (scale * image @ text.T + bias)).sum()
 
 
-def contrastive_loss__logarithm_of_softmax(image, text, temperature, target):
-    odds = (image @ text.T / temperature).exp()
-    nats = (odds / odds.sum(1, keepdim=True)).log() + (odds / odds.sum(0, keepdim=True)).log()
-    return -(target * nats).sum() / (2 * len(image))
+def sigmoid_loss__divided_by_the_right_pairs(image, text, scale, bias, fits):
+    sign = torch.where(fits, 1.0, -1.0)
+    return -F.logsigmoid(sign * (scale * image @ text.T + bias)).sum() / fits.sum()
 
 
-def contrastive_loss__softmax_twice(image, text, temperature, target):
-    p = (image @ text.T / temperature).softmax(1)
-    return (F.cross_entropy(p, target) + F.cross_entropy(p.T, target)) / 2
+def sigmoid_loss__own_caption_only(image, text, scale, bias, fits):
+    sign = 2 * torch.eye(len(image)) - 1
+    return -F.logsigmoid(sign * (scale * image @ text.T + bias)).sum() / len(image)
 
 
-def contrastive_loss__not_divided(image, text, temperature, target):
-    logits = image @ text.T
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+def sigmoid_loss__logarithm_of_sigmoid(image, text, scale, bias, fits):
+    sign = torch.where(fits, 1.0, -1.0)
+    return -(sign * (scale * image @ text.T + bias)).sigmoid().log().sum() / len(image)
 
 
-def recall_at_k__columns(similarity, k):
-    better = similarity > similarity.diagonal()
-    return (better.sum(0) < k).float().mean().item()
+def sigmoid_loss__captions_down(image, text, scale, bias, fits):
+    sign = torch.where(fits, 1.0, -1.0)
+    return -F.logsigmoid(sign * (scale * text @ image.T + bias)).sum() / len(image)
 
 
-def recall_at_k__one_too_many(similarity, k):
-    better = similarity > similarity.diagonal()[:, None]
-    return (better.sum(1) <= k).float().mean().item()
+def sigmoid_loss__softmax(image, text, scale, bias, fits):
+    logits = scale * image @ text.T + bias
+    return -(logits.log_softmax(1) * fits).sum() / len(image)
 
 
-def recall_at_k__one_too_few(similarity, k):
-    better = similarity >= similarity.diagonal()[:, None]
-    return (better.sum(1) < k).float().mean().item()
+def mean_average_precision__least_similar_first(similarity, fits):
+    hits = fits.gather(1, similarity.argsort(1)).float()
+    precision = hits.cumsum(1) / torch.arange(1, hits.shape[1] + 1)
+    return ((precision * hits).sum(1) / hits.sum(1)).mean().item()
 
 
-def recall_at_k__number(similarity, k):
-    better = similarity > similarity.diagonal()[:, None]
-    return float((better.sum(1) < k).sum())
+def mean_average_precision__not_sorted(similarity, fits):
+    hits = fits.float()
+    precision = hits.cumsum(1) / torch.arange(1, hits.shape[1] + 1)
+    return ((precision * hits).sum(1) / hits.sum(1)).mean().item()
 
 
-def recall_at_k__tensor(similarity, k):
-    better = similarity > similarity.diagonal()[:, None]
-    return (better.sum(1) < k).float().mean()
+def mean_average_precision__at_every_place(similarity, fits):
+    hits = fits.gather(1, similarity.argsort(1, descending=True)).float()
+    precision = hits.cumsum(1) / torch.arange(1, hits.shape[1] + 1)
+    return precision.mean(1).mean().item()
 
 
-def recall_at_k__first_guess_only(similarity, k):
-    right = similarity.argmax(1) == torch.arange(len(similarity))
-    return right.float().mean().item()
+def mean_average_precision__divided_by_all_captions(similarity, fits):
+    hits = fits.gather(1, similarity.argsort(1, descending=True)).float()
+    precision = hits.cumsum(1) / torch.arange(1, hits.shape[1] + 1)
+    return (precision * hits).mean().item()
 
 
-def recall_at_k__least_similar(similarity, k):
-    worse = similarity < similarity.diagonal()[:, None]
-    return (worse.sum(1) < k).float().mean().item()
+def mean_average_precision__first_hit_only(similarity, fits):
+    hits = fits.gather(1, similarity.argsort(1, descending=True)).float()
+    return (1 / (hits.argmax(1) + 1)).mean().item()
 
 
-def recall_at_k__best_of_the_whole_matrix(similarity, k):
-    least = similarity.flatten().topk(k * len(similarity)).values[-1]
-    return (similarity.diagonal() >= least).float().mean().item()
+def mean_average_precision__last_hit_only(similarity, fits):
+    hits = fits.gather(1, similarity.argsort(1, descending=True)).float()
+    precision = hits.cumsum(1) / torch.arange(1, hits.shape[1] + 1)
+    last = (hits * torch.arange(1, hits.shape[1] + 1)).argmax(1)
+    return precision[torch.arange(len(hits)), last].mean().item()
 
 
-def recall_at_k__divided_by_k(similarity, k):
-    better = similarity > similarity.diagonal()[:, None]
-    return (better.sum(1) < k).float().mean().item() / k
+def mean_average_precision__all_notes_in_one_mean(similarity, fits):
+    hits = fits.gather(1, similarity.argsort(1, descending=True)).float()
+    precision = hits.cumsum(1) / torch.arange(1, hits.shape[1] + 1)
+    return ((precision * hits).sum() / hits.sum()).item()
+
+
+def mean_average_precision__places_from_zero(similarity, fits):
+    hits = fits.gather(1, similarity.argsort(1, descending=True)).float()
+    precision = hits.cumsum(1) / torch.arange(hits.shape[1]).clamp(min=1)
+    return ((precision * hits).sum(1) / hits.sum(1)).mean().item()
+
+
+def mean_average_precision__as_many_as_fit(similarity, fits):
+    hits = fits.gather(1, similarity.argsort(1, descending=True)).float()
+    among = torch.arange(hits.shape[1]) < hits.sum(1, keepdim=True)
+    return ((hits * among).sum(1) / hits.sum(1)).mean().item()
+
+
+def mean_average_precision__hits_without_their_count(similarity, fits):
+    hits = fits.gather(1, similarity.argsort(1, descending=True)).float()
+    precision = hits / torch.arange(1, hits.shape[1] + 1)
+    return (precision.sum(1) / hits.sum(1)).mean().item()
+
+
+def mean_average_precision__a_tensor(similarity, fits):
+    hits = fits.gather(1, similarity.argsort(1, descending=True)).float()
+    precision = hits.cumsum(1) / torch.arange(1, hits.shape[1] + 1)
+    return ((precision * hits).sum(1) / hits.sum(1)).mean()
 
 
 def rerank__dot_product(vectors, caption, images, keep):

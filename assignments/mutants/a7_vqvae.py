@@ -1,126 +1,229 @@
 """Wrong answers to assignment 7, each with the mistake in its name: `exercise__mistake`."""
 
+import math
+
 import torch
-import torch.nn.functional as F
 
 
-def nearest__length_of_the_codes_forgotten(z, codes):
-    return (z @ codes.T).argmax(-1)
+def residual_tokens__length_of_the_codes_forgotten(z, codes, depth):
+    rest, tokens = z, []
+    for _ in range(depth):
+        tokens.append((-2 * rest @ codes.T).argmin(-1))
+        rest = rest - codes[tokens[-1]]
+    return torch.stack(tokens, -1)
 
 
-def nearest__the_farthest(z, codes):
-    return (codes.square().sum(-1) - 2 * z @ codes.T).argmax(-1)
+def residual_tokens__product_not_doubled(z, codes, depth):
+    rest, tokens = z, []
+    for _ in range(depth):
+        tokens.append((codes.square().sum(-1) - rest @ codes.T).argmin(-1))
+        rest = rest - codes[tokens[-1]]
+    return torch.stack(tokens, -1)
 
 
-def nearest__by_angle(z, codes):
-    return (F.normalize(z, dim=-1) @ F.normalize(codes, dim=-1).T).argmax(-1)
+def residual_tokens__by_angle(z, codes, depth):
+    rest, tokens = z, []
+    for _ in range(depth):
+        tokens.append(torch.cosine_similarity(rest[..., None, :], codes, dim=-1).argmax(-1))
+        rest = rest - codes[tokens[-1]]
+    return torch.stack(tokens, -1)
 
 
-def nearest__sum_of_absolute_differences(z, codes):
-    return (z[..., None, :] - codes).abs().sum(-1).argmin(-1)
+def residual_tokens__sum_of_absolute_differences(z, codes, depth):
+    rest, tokens = z, []
+    for _ in range(depth):
+        tokens.append((rest[..., None, :] - codes).abs().sum(-1).argmin(-1))
+        rest = rest - codes[tokens[-1]]
+    return torch.stack(tokens, -1)
 
 
-def nearest__product_not_doubled(z, codes):
-    return (codes.square().sum(-1) - z @ codes.T).argmin(-1)
+def residual_tokens__the_farthest(z, codes, depth):
+    rest, tokens = z, []
+    for _ in range(depth):
+        tokens.append((codes.square().sum(-1) - 2 * rest @ codes.T).argmax(-1))
+        rest = rest - codes[tokens[-1]]
+    return torch.stack(tokens, -1)
 
 
-def nearest__highest_number_of_equals(z, codes):
-    distance = (z[..., None, :] - codes).square().sum(-1)
-    return len(codes) - 1 - distance.flip(-1).argmin(-1)
+def residual_tokens__highest_number_of_equals(z, codes, depth):
+    rest, tokens = z, []
+    for _ in range(depth):
+        distance = codes.square().sum(-1) - 2 * rest @ codes.T
+        tokens.append(len(codes) - 1 - distance.flip(-1).argmin(-1))
+        rest = rest - codes[tokens[-1]]
+    return torch.stack(tokens, -1)
 
 
-def nearest__axes_lost(z, codes):
-    return torch.cdist(z.reshape(-1, z.shape[-1]), codes).argmin(-1)
+def residual_tokens__nothing_is_subtracted(z, codes, depth):
+    token = (codes.square().sum(-1) - 2 * z @ codes.T).argmin(-1)
+    return torch.stack([token] * depth, -1)
 
 
-def nearest__only_two_axes(z, codes):
-    return torch.stack([nearest__product_not_doubled(2 * row, codes) for row in z])
+def residual_tokens__the_next_nearest(z, codes, depth):
+    distance = codes.square().sum(-1) - 2 * z @ codes.T
+    return distance.argsort(-1, stable=True)[..., :depth]
 
 
-def nearest__the_code_itself(z, codes):
-    return codes[(codes.square().sum(-1) - 2 * z @ codes.T).argmin(-1)]
+def residual_tokens__added_in_place_of_subtracted(z, codes, depth):
+    rest, tokens = z, []
+    for _ in range(depth):
+        tokens.append((codes.square().sum(-1) - 2 * rest @ codes.T).argmin(-1))
+        rest = rest + codes[tokens[-1]]
+    return torch.stack(tokens, -1)
 
 
-def nearest__one_hot(z, codes):
-    tokens = (codes.square().sum(-1) - 2 * z @ codes.T).argmin(-1)
-    return F.one_hot(tokens, len(codes))
+def residual_tokens__rest_of_z_alone(z, codes, depth):
+    rest, tokens = z, []
+    for _ in range(depth):
+        tokens.append((codes.square().sum(-1) - 2 * rest @ codes.T).argmin(-1))
+        rest = z - codes[tokens[-1]]
+    return torch.stack(tokens, -1)
 
 
-def nearest__small_integers(z, codes):
-    return (codes.square().sum(-1) - 2 * z @ codes.T).argmin(-1).int()
+def residual_tokens__finest_first(z, codes, depth):
+    rest, tokens = z, []
+    for _ in range(depth):
+        tokens.insert(0, (codes.square().sum(-1) - 2 * rest @ codes.T).argmin(-1))
+        rest = rest - codes[tokens[0]]
+    return torch.stack(tokens, -1)
 
 
-def nearest__over_the_features(z, codes):
-    return (codes.square().sum(-1) - 2 * z @ codes.T).argmin(0)
+def residual_tokens__depth_on_the_first_axis(z, codes, depth):
+    rest, tokens = z, []
+    for _ in range(depth):
+        tokens.append((codes.square().sum(-1) - 2 * rest @ codes.T).argmin(-1))
+        rest = rest - codes[tokens[-1]]
+    return torch.stack(tokens)
 
 
-def quantise__no_gradient_to_z(z, tokens, codes, beta):
-    e = codes[tokens]
-    loss = F.mse_loss(e, z.detach()) + beta * F.mse_loss(z, e.detach())
-    return e.detach(), loss
+def residual_tokens__changes_z(z, codes, depth):
+    tokens = []
+    for _ in range(depth):
+        tokens.append((codes.square().sum(-1) - 2 * z @ codes.T).argmin(-1))
+        z -= codes[tokens[-1]]
+    return torch.stack(tokens, -1)
 
 
-def quantise__gradient_to_the_codes(z, tokens, codes, beta):
-    e = codes[tokens]
-    loss = F.mse_loss(e, z.detach()) + beta * F.mse_loss(z, e.detach())
-    return e, loss
+def residual_tokens__small_integers(z, codes, depth):
+    rest, tokens = z, []
+    for _ in range(depth):
+        tokens.append((codes.square().sum(-1) - 2 * rest @ codes.T).argmin(-1))
+        rest = rest - codes[tokens[-1]]
+    return torch.stack(tokens, -1).int()
 
 
-def quantise__gradient_to_both(z, tokens, codes, beta):
-    e = codes[tokens]
-    loss = F.mse_loss(e, z.detach()) + beta * F.mse_loss(z, e.detach())
-    return e + z - z.detach(), loss
+def round_levels__no_gradient(z, levels):
+    half = (torch.tensor(levels) - 1) / 2
+    whole = (half * z.tanh()).round()
+    tokens = torch.zeros(len(z), dtype=torch.int64)
+    for digit, level in zip((whole + half).long().T, levels, strict=True):
+        tokens = tokens * level + digit
+    return (whole / half).detach(), tokens
 
 
-def quantise__reads_the_features(z, tokens, codes, beta):
-    e = codes[tokens]
-    loss = F.mse_loss(e, z.detach()) + beta * F.mse_loss(z, e.detach())
-    return z, loss
+def round_levels__reads_what_is_not_rounded(z, levels):
+    half = (torch.tensor(levels) - 1) / 2
+    whole = (half * z.tanh()).round()
+    tokens = torch.zeros(len(z), dtype=torch.int64)
+    for digit, level in zip((whole + half).long().T, levels, strict=True):
+        tokens = tokens * level + digit
+    return z.tanh(), tokens
 
 
-def quantise__beta_on_the_codes(z, tokens, codes, beta):
-    e = codes[tokens]
-    loss = beta * F.mse_loss(e, z.detach()) + F.mse_loss(z, e.detach())
-    return z + (e - z).detach(), loss
+def round_levels__gradient_past_the_tanh(z, levels):
+    half = (torch.tensor(levels) - 1) / 2
+    whole = (half * z.tanh()).round()
+    tokens = torch.zeros(len(z), dtype=torch.int64)
+    for digit, level in zip((whole + half).long().T, levels, strict=True):
+        tokens = tokens * level + digit
+    return z + (whole / half - z).detach(), tokens
 
 
-def quantise__both_terms_move_both(z, tokens, codes, beta):
-    e = codes[tokens]
-    return z + (e - z).detach(), (1 + beta) * F.mse_loss(e, z)
+def round_levels__not_divided(z, levels):
+    half = (torch.tensor(levels) - 1) / 2
+    soft = half * z.tanh()
+    tokens = torch.zeros(len(z), dtype=torch.int64)
+    for digit, level in zip((soft.round() + half).long().T, levels, strict=True):
+        tokens = tokens * level + digit
+    return soft + (soft.round() - soft).detach(), tokens
 
 
-def quantise__only_commitment(z, tokens, codes, beta):
-    e = codes[tokens]
-    return z + (e - z).detach(), beta * F.mse_loss(z, e.detach())
+def round_levels__cut_in_place_of_squeezed(z, levels):
+    half = (torch.tensor(levels) - 1) / 2
+    soft = z.clamp(-1, 1)
+    whole = (half * soft).round()
+    tokens = torch.zeros(len(z), dtype=torch.int64)
+    for digit, level in zip((whole + half).long().T, levels, strict=True):
+        tokens = tokens * level + digit
+    return soft + (whole / half - soft).detach(), tokens
 
 
-def quantise__only_the_codes(z, tokens, codes, beta):
-    e = codes[tokens]
-    return z + (e - z).detach(), F.mse_loss(e, z.detach())
+def round_levels__one_level_too_many(z, levels):
+    half = (torch.tensor(levels) + 1) / 2
+    soft = z.tanh()
+    whole = (half * soft).round()
+    tokens = torch.zeros(len(z), dtype=torch.int64)
+    for digit, level in zip((whole + half).long().T, levels, strict=True):
+        tokens = tokens * level + digit
+    return soft + (whole / half - soft).detach(), tokens
 
 
-def quantise__sum_in_place_of_mean(z, tokens, codes, beta):
-    e = codes[tokens]
-    loss = (e - z.detach()).square().sum() + beta * (z - e.detach()).square().sum()
-    return z + (e - z).detach(), loss
+def round_levels__rounds_down(z, levels):
+    half = (torch.tensor(levels) - 1) / 2
+    soft = z.tanh()
+    whole = (half * soft).floor()
+    tokens = torch.zeros(len(z), dtype=torch.int64)
+    for digit, level in zip((whole + half).long().T, levels, strict=True):
+        tokens = tokens * level + digit
+    return soft + (whole / half - soft).detach(), tokens
 
 
-def quantise__sum_over_the_vector(z, tokens, codes, beta):
-    e = codes[tokens]
-    both = (e - z.detach()).square() + beta * (z - e.detach()).square()
-    return z + (e - z).detach(), both.sum(-1).mean()
+def round_levels__last_digit_counts_most(z, levels):
+    half = (torch.tensor(levels) - 1) / 2
+    soft = z.tanh()
+    whole = (half * soft).round()
+    tokens = torch.zeros(len(z), dtype=torch.int64)
+    digits = list(zip((whole + half).long().T, levels, strict=True))
+    for digit, level in reversed(digits):
+        tokens = tokens * level + digit
+    return soft + (whole / half - soft).detach(), tokens
 
 
-def quantise__a_loss_for_each_feature(z, tokens, codes, beta):
-    e = codes[tokens]
-    both = (e - z.detach()).square() + beta * (z - e.detach()).square()
-    return z + (e - z).detach(), both.mean(-1)
+def round_levels__one_base_for_all_digits(z, levels):
+    half = (torch.tensor(levels) - 1) / 2
+    soft = z.tanh()
+    whole = (half * soft).round()
+    tokens = torch.zeros(len(z), dtype=torch.int64)
+    for digit in (whole + half).long().T:
+        tokens = tokens * max(levels) + digit
+    return soft + (whole / half - soft).detach(), tokens
 
 
-def quantise__always_a_quarter(z, tokens, codes, beta):
-    e = codes[tokens]
-    loss = F.mse_loss(e, z.detach()) + 0.25 * F.mse_loss(z, e.detach())
-    return z + (e - z).detach(), loss
+def round_levels__digits_below_zero(z, levels):
+    half = (torch.tensor(levels) - 1) / 2
+    soft = z.tanh()
+    whole = (half * soft).round()
+    tokens = torch.zeros(len(z), dtype=torch.int64)
+    for digit, level in zip(whole.long().T, levels, strict=True):
+        tokens = tokens * level + digit
+    return soft + (whole / half - soft).detach(), tokens
+
+
+def round_levels__tokens_of_the_first_digit(z, levels):
+    half = (torch.tensor(levels) - 1) / 2
+    soft = z.tanh()
+    whole = (half * soft).round()
+    return soft + (whole / half - soft).detach(), (whole + half).long()[:, 0]
+
+
+def round_levels__tokens_are_floats(z, levels):
+    half = (torch.tensor(levels) - 1) / 2
+    soft = z.tanh()
+    whole = (half * soft).round()
+    tokens = torch.zeros(len(z))
+    for digit, level in zip((whole + half).T, levels, strict=True):
+        tokens = tokens * level + digit
+    return soft + (whole / half - soft).detach(), tokens
 
 
 def follow__of_this_update_only(codes, counts, sums, z, tokens, decay):
@@ -228,58 +331,85 @@ def follow__too_few_counted(codes, counts, sums, z, tokens, decay):
     return torch.where(counts[:, None] > 0, sums / counts[:, None], codes), counts, sums
 
 
-def perplexity__codes_that_occur(tokens, vocab_size):
-    return torch.tensor(float(len(tokens.unique())))
+def balance_loss__signs_swapped(z, codes, tau):
+    log_p = (-(z[:, None] - codes).square().sum(-1) / tau).log_softmax(-1)
+    log_mean = log_p.logsumexp(0) - math.log(len(z))
+    return (log_p.exp() * log_p).sum(-1).mean() - (log_mean.exp() * log_mean).sum()
 
 
-def perplexity__entropy_only(tokens, vocab_size):
-    p = torch.bincount(tokens.flatten(), minlength=vocab_size) / tokens.numel()
-    return torch.special.entr(p).sum()
+def balance_loss__sure_only(z, codes, tau):
+    log_p = (-(z[:, None] - codes).square().sum(-1) / tau).log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1).mean()
 
 
-def perplexity__two_to_the_nats(tokens, vocab_size):
-    p = torch.bincount(tokens.flatten(), minlength=vocab_size) / tokens.numel()
-    return 2 ** torch.special.entr(p).sum()
+def balance_loss__fair_only(z, codes, tau):
+    log_p = (-(z[:, None] - codes).square().sum(-1) / tau).log_softmax(-1)
+    log_mean = log_p.logsumexp(0) - math.log(len(z))
+    return (log_mean.exp() * log_mean).sum()
 
 
-def perplexity__nan_for_absent_codes(tokens, vocab_size):
-    p = torch.bincount(tokens.flatten(), minlength=vocab_size) / tokens.numel()
-    return (-(p * p.log()).sum()).exp()
+def balance_loss__both_added(z, codes, tau):
+    log_p = (-(z[:, None] - codes).square().sum(-1) / tau).log_softmax(-1)
+    log_mean = log_p.logsumexp(0) - math.log(len(z))
+    return -(log_p.exp() * log_p).sum(-1).mean() - (log_mean.exp() * log_mean).sum()
 
 
-def perplexity__sign_forgotten(tokens, vocab_size):
-    p = torch.bincount(tokens.flatten(), minlength=vocab_size) / tokens.numel()
-    return (-torch.special.entr(p).sum()).exp()
+def balance_loss__sum_in_place_of_mean(z, codes, tau):
+    log_p = (-(z[:, None] - codes).square().sum(-1) / tau).log_softmax(-1)
+    log_mean = log_p.logsumexp(0) - math.log(len(z))
+    return -(log_p.exp() * log_p).sum() + (log_mean.exp() * log_mean).sum()
 
 
-def perplexity__inverse_of_summed_squares(tokens, vocab_size):
-    p = torch.bincount(tokens.flatten(), minlength=vocab_size) / tokens.numel()
-    return 1 / p.square().sum()
+def balance_loss__mean_over_the_codes(z, codes, tau):
+    log_p = (-(z[:, None] - codes).square().sum(-1) / tau).log_softmax(-1)
+    log_mean = log_p.logsumexp(0) - math.log(len(z))
+    return -(log_p.exp() * log_p).mean() + (log_mean.exp() * log_mean).mean()
 
 
-def perplexity__mean_over_the_codes(tokens, vocab_size):
-    p = torch.bincount(tokens.flatten(), minlength=vocab_size) / tokens.numel()
-    return torch.special.entr(p).mean().exp()
+def balance_loss__mean_of_the_logarithms(z, codes, tau):
+    log_p = (-(z[:, None] - codes).square().sum(-1) / tau).log_softmax(-1)
+    log_mean = log_p.mean(0).log_softmax(0)
+    return -(log_p.exp() * log_p).sum(-1).mean() + (log_mean.exp() * log_mean).sum()
 
 
-def perplexity__every_code_counted_once_more(tokens, vocab_size):
-    n = torch.bincount(tokens.flatten(), minlength=vocab_size) + 1
-    return torch.special.entr(n / n.sum()).sum().exp()
+def balance_loss__softmax_over_the_features(z, codes, tau):
+    log_p = (-(z[:, None] - codes).square().sum(-1) / tau).log_softmax(0)
+    log_mean = log_p.logsumexp(0) - math.log(len(z))
+    return -(log_p.exp() * log_p).sum(-1).mean() + (log_mean.exp() * log_mean).sum()
 
 
-def perplexity__mean_of_the_images(tokens, vocab_size):
-    found = []
-    for row in tokens.view(len(tokens), -1):
-        p = torch.bincount(row, minlength=vocab_size) / row.numel()
-        found.append(torch.special.entr(p).sum().exp())
-    return torch.stack(found).mean()
+def balance_loss__far_codes_get_more(z, codes, tau):
+    log_p = ((z[:, None] - codes).square().sum(-1) / tau).log_softmax(-1)
+    log_mean = log_p.logsumexp(0) - math.log(len(z))
+    return -(log_p.exp() * log_p).sum(-1).mean() + (log_mean.exp() * log_mean).sum()
 
 
-def perplexity__a_plain_number(tokens, vocab_size):
-    p = torch.bincount(tokens.flatten(), minlength=vocab_size) / tokens.numel()
-    return torch.special.entr(p).sum().exp().item()
+def balance_loss__distance_not_squared(z, codes, tau):
+    log_p = (-(z[:, None] - codes).norm(dim=-1) / tau).log_softmax(-1)
+    log_mean = log_p.logsumexp(0) - math.log(len(z))
+    return -(log_p.exp() * log_p).sum(-1).mean() + (log_mean.exp() * log_mean).sum()
 
 
-def perplexity__share_of_the_codebook(tokens, vocab_size):
-    p = torch.bincount(tokens.flatten(), minlength=vocab_size) / tokens.numel()
-    return torch.special.entr(p).sum().exp() / vocab_size
+def balance_loss__temperature_multiplied(z, codes, tau):
+    log_p = (-(z[:, None] - codes).square().sum(-1) * tau).log_softmax(-1)
+    log_mean = log_p.logsumexp(0) - math.log(len(z))
+    return -(log_p.exp() * log_p).sum(-1).mean() + (log_mean.exp() * log_mean).sum()
+
+
+def balance_loss__in_bits(z, codes, tau):
+    log_p = (-(z[:, None] - codes).square().sum(-1) / tau).log_softmax(-1)
+    log_mean = log_p.logsumexp(0) - math.log(len(z))
+    nats = -(log_p.exp() * log_p).sum(-1).mean() + (log_mean.exp() * log_mean).sum()
+    return nats / math.log(2)
+
+
+def balance_loss__nan_for_small_shares(z, codes, tau):
+    p = (-(z[:, None] - codes).square().sum(-1) / tau).softmax(-1)
+    mean = p.mean(0)
+    return -(p * p.log()).sum(-1).mean() + (mean * mean.log()).sum()
+
+
+def balance_loss__features_get_no_gradient(z, codes, tau):
+    log_p = (-(z.detach()[:, None] - codes).square().sum(-1) / tau).log_softmax(-1)
+    log_mean = log_p.logsumexp(0) - math.log(len(z))
+    return -(log_p.exp() * log_p).sum(-1).mean() + (log_mean.exp() * log_mean).sum()
