@@ -80,7 +80,7 @@ def test_an_answer_that_never_ends_leaves_or_cannot_be_read_costs_its_own_points
     texts = {
         "normalise": "def normalise(x):\n    while True:\n        pass",
         "soft_targets": "import sys\nsys.exit()",
-        "recall_at_k": "def recall_at_k(",
+        "mean_average_precision": "def mean_average_precision(",
     }
     _, said = light.grade(answer(solved("a5_clip"), texts))
     assert {test.partition("-")[0] for test in said} == set(texts)
