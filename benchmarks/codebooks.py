@@ -38,7 +38,7 @@ from minidalle.stages import SHIPPED, train_stage, train_tokenizer
 
 RESULTS = Path(__file__).resolve().parent / "results" / "codebooks.json"
 STRIPS = RESULTS.with_suffix(".safetensors")  # of the toy: the first images of each kind
-STEPS = {"toy": (2000, 400), "mnist": (1500, 300), "cifar": (2000, 0)}  # of codebook and prior
+STEPS = {"toy": (2000, 400), "mnist": (1500, 300), "cifar": (1000, 0)}  # of codebook and prior
 N_CASES = {"toy": 256, "mnist": 128, "cifar": 512}  # test images of each kind of captions
 N_STRIP = 6
 BATCH = 128
@@ -74,7 +74,11 @@ COLUMNS = {
 
 def preset_of(name: str, words: list[str] = ()) -> Config:
     """A preset with changes; of photographs, what mnist's recipe is for them."""
-    return get_config("mnist", [*CIFAR, *words]) if name == "cifar" else get_config(name, words)
+    if name != "cifar":
+        return get_config(name, words)
+    networks = "codebook=palette" not in words  # a palette has none
+    own = [word for word in CIFAR if networks or not word.startswith("dvae.n_hid")]
+    return get_config("mnist", [*own, *words])
 
 
 def setting(name: str, kind: str, seed: int, overrides: tuple[str, ...] = ()) -> Config:

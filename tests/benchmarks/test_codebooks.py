@@ -46,6 +46,14 @@ def test_every_prior_of_a_data_set_costs_as_many_operations(kind):
 
 
 @each_kind
+def test_every_kind_is_set_for_photographs_too(kind):
+    config = codebooks.setting("cifar", kind, 0)
+    assert (config.data.name, config.dvae.vocab_size) == ("cifar", 512)
+    assert config.train_dvae.steps == codebooks.STEPS["cifar"][0]
+    assert (config.codebook == "palette") != hasattr(config.dvae, "n_hid")
+
+
+@each_kind
 def test_networks_have_about_as_many_weights_and_all_see_the_same_updates(kind):
     plain, own = (codebooks.setting("toy", k, 0) for k in ("dVAE", kind))
     assert own.train_dvae.steps == plain.train_dvae.steps

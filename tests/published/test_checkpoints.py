@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from minidalle.cli import main
 from minidalle.codebooks.vqgan import VQGAN
 from minidalle.config import VQGANConfig
 from minidalle.models import load
+from minidalle.priors.mini import Mini
 from minidalle.published import mindalle, rudalle, vqgan
 from minidalle.published.weights import to_int8
 from minidalle.stages import SHIPPED
@@ -231,7 +233,10 @@ def test_eight_bits_a_weight_change_a_prior_little_and_serve_the_same_command(tm
     torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0)
     out = tmp_path / "drawn.png"
     call = ["generate", "a red star", "-n", "2", "--preset", "mini_toy", "--int8"]
-    assert main([*call, "--out", str(out)]) == 0 and out.is_file()
+    seen = mock.Mock(side_effect=to_int8)
+    with mock.patch("minidalle.cli.generate.to_int8", seen):
+        assert main([*call, "--out", str(out)]) == 0 and out.is_file()
+    assert isinstance(seen.call_args[0][0], Mini)
     for more in ("--bfloat16", "--float16", "--compile"):
         assert main([*call, more, "--out", str(out)]) == 2
         assert "--int8 takes no" in capsys.readouterr().err
