@@ -31,10 +31,10 @@ from minidalle.training.finished import digests
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent.parent / "runs" / "shipped"
-N_UNSEEN = 2000  # true images that a judge is tested on
+N_UNSEEN = {"cifar": 10_000}  # true images that a judge is tested on; 2,000 of other data
 TOY_CAPTIONS, TOY_SEEDS = 32, 10  # of each kind for each seed: the numbers that the README states
 CAPTIONS, SEEDS = 32, 4  # likewise for the others
-N_SCENES = 128  # of these more: each row of their table needs some that ask for it
+N_MANY = {"scenes": 128, "cifar": 128}  # of these more: rows, and classes, need their captions
 N_STYLES = 4  # samples of one caption on a sheet
 N_SHOWN = 8  # reconstructions on a sheet
 N_TOKENS = 256  # images of each kind whose tokens are shipped
@@ -74,7 +74,7 @@ def build_judge(config: Config, folder: Path) -> None:
     judge = make_judge(config)
     judge.save(folder)
     unseen = replace(config, seed=config.seed + 1)
-    for kind, cases in load_cases(unseen, N_UNSEEN).items():
+    for kind, cases in load_cases(unseen, N_UNSEEN.get(config.data.name, 2000)).items():
         for name, mark in accuracy(judge.read(cases.images), cases.attributes).items():
             print(
                 f"judge of {config.data.name}, {kind}: {name} right on {100 * mark['share']:.2f} % "
@@ -223,7 +223,7 @@ def main() -> None:
         draw_sheet(config, run)
         numbers = rebuild(config, run, Judge.load(folder / "judge"))
         print(json.dumps(numbers, indent=1))
-        n = N_SCENES if config.preset == "scenes" else CAPTIONS
+        n = N_MANY.get(config.preset, CAPTIONS)
         print(evaluate_run(run, run, n, seeds=SEEDS, seed=config.seed), flush=True)
         report = json.loads((run / "report.json").read_text()) | {"equal_bits": numbers}
         write_text(run / "report.json", json.dumps(report, indent=1) + "\n")

@@ -35,8 +35,8 @@ RECIPES = {
     "mnist": dict(steps=8000, lr=3e-3, widths=(16, 32, 64, 96), rough=0.75, **REAL),
     "fashion_mnist": dict(steps=5000, lr=3e-3, widths=(16, 32, 64, 96), rough=0.75, **REAL),
     "cifar": dict(
-        steps=1600, batch_size=256, lr=4e-3, weight_decay=0.05, widths=(24, 48, 96, 128),
-        flip=True, rough=0.5, **REAL),
+        steps=2200, batch_size=256, lr=4e-3, weight_decay=0.05, widths=(24, 48, 96, 128),
+        flip=True, rough=0.2, smooth=0.1, **REAL),
 }  # fmt: skip
 
 
@@ -282,6 +282,7 @@ def train_judge(
     progress: Callable[[int, float], None] | None = None,
     flip: bool = False,
     rough: float = 1.0,
+    smooth: float = 0.0,
     weight_decay: float = 1e-3,
     precision: str = "float32",
     **network,
@@ -291,8 +292,8 @@ def train_judge(
     images uint8 (N, 3, S, S); attributes has one dict for each, all with the same names.
     progress(step, loss) is called after every update. flip: photographs may be mirrored and moved
     by up to 4 pixels, drawings whose attributes are places may not. rough: share of the images that
-    are roughened. precision as in config.py. network: widths and blocks, as `Judge`. Same seed,
-    same judge.
+    are roughened. smooth: share of a label's weight that is spread over all answers. precision as
+    in config.py. network: widths and blocks, as `Judge`. Same seed, same judge.
     """
     names = list(attributes[0])
     values = {name: tuple(sorted({a[name] for a in attributes})) for name in names}
@@ -311,7 +312,10 @@ def train_judge(
         some = torch.cat([roughen(some[:n_rough], generator), some[n_rough:]])
         with autocast(precision, "cpu"):
             logits = judge(some.to(memory_format=torch.channels_last))
-        errors = [F.cross_entropy(logits[k].float(), target[pick, i]) for i, k in enumerate(names)]
+        errors = [
+            F.cross_entropy(logits[k].float(), target[pick, i], label_smoothing=smooth)
+            for i, k in enumerate(names)
+        ]
         loss = sum(errors)
         optimiser.zero_grad()
         loss.backward()

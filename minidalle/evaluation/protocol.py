@@ -17,7 +17,7 @@ from torch import Tensor
 from minidalle.evaluation import metrics
 from minidalle.evaluation.candidates import Candidates, clip_features
 from minidalle.evaluation.judge import RECIPES, Judge, train_judge
-from minidalle.evaluation.measure import Cases, judge_score
+from minidalle.evaluation.measure import PAIR, Cases, judge_score
 from minidalle.evaluation.report import Table, curves, text_html, write_pages
 from minidalle.generate import Pipeline
 
@@ -47,7 +47,7 @@ def choose_measure(
         if judge is None and pipeline.reranker is None:
             raise
     if judge is not None:
-        widest = max(judge.values, key=lambda name: len(judge.values[name]))
+        widest = next((name for name in PAIR[1:] if name in judge.values), next(iter(judge.values)))
 
         def by_judge(true: Tensor, samples: Tensor) -> dict[str, float]:
             score = judge_score(judge, samples)[widest]
@@ -85,9 +85,10 @@ def paper_protocol(
     classification accuracy score takes.
     """
     whose, ruler = choose_measure(pipeline, judge, device)
+    kin = alike(training, cases)
     found = {
         "settings": {"features": whose, "captions": len(cases.captions), "overlap": overlap},
-        "all": _section(ruler, cases, drawn, training),
+        "all": _section(ruler, cases, drawn, kin),
     }
     # Take out the test images that the training set nearly holds, and measure again.
     who, cosine = nearest_training(pipeline, judge, cases.images, training.images)
@@ -99,10 +100,22 @@ def paper_protocol(
     }
     if 2 <= len(keep) < len(cosine):
         rest = Candidates(drawn.images[keep], drawn.scores[keep])
-        found["without overlap"] = _section(ruler, cases.take(keep.tolist()), rest, training)
-    if cases.wanted is not None and training.attributes is not None:
-        found["cas"] = accuracy_score(cases, drawn, training, RECIPES[recipe])
+        found["without overlap"] = _section(ruler, cases.take(keep.tolist()), rest, kin)
+    if cases.wanted is not None and kin.attributes:
+        found["cas"] = accuracy_score(cases, drawn, kin, RECIPES[recipe])
     return found
+
+
+def alike(training: Cases, cases: Cases) -> Cases:
+    """The training images whose every attribute some true image of `cases` has, if they are known.
+
+    Such as the scenes of one digit, where the captions are about one.
+    """
+    if training.attributes is None or cases.attributes is None:
+        return training
+    values = {name: {a[name] for a in cases.attributes} for name in cases.attributes[0]}
+    rows = enumerate(training.attributes)
+    return training.take([i for i, a in rows if all(a[k] in values[k] for k in values)])
 
 
 @torch.inference_mode()
@@ -152,33 +165,31 @@ def accuracy_score(
 ) -> dict[str, dict]:
     """Train the judge's network on samples only, and on true images; test both on true images.
 
-    A caption is its samples' label. Attributes that some caption leaves open are left out. recipe:
-    the judge's, but for roughened images, which would be judged too kindly, and CAS_STEPS at most.
-    Returns how many images taught each, and for "samples" and "training images" the accuracy of
-    each attribute on `cases`.
+    A caption is its samples' label; where captions state several things, every second one teaches
+    and the others' images test, or else which colour goes with which digit here would be learnt.
+    Attributes that some caption leaves open are left out. training: images of the same kind.
+    recipe: the judge's, but for roughened images, which would be judged too kindly, and CAS_STEPS
+    at most. Returns how many images taught each, and for "samples" and "training images" the
+    accuracy of each attribute.
     """
-    P = drawn.scores.shape[1]
     names = set.intersection(*(set(w) for w in cases.wanted)) & set(training.attributes[0])
 
     def only(rows) -> list[dict[str, str]]:
         return [{name: row[name] for name in sorted(names)} for row in rows]
 
-    labels = [label for label in only(cases.wanted) for _ in range(P)]
-    # Training images of the same kind only, such as scenes of one digit.
-    true = only(training.attributes)
-    asked = {name: {label[name] for label in labels} for name in names}
-    alike = [i for i, a in enumerate(true) if all(a[name] in asked[name] for name in names)]
+    step = 2 if len(names) > 1 else 1
+    P, test = drawn.scores.shape[1], cases.take(list(range(step - 1, len(cases.wanted), step)))
+    labels = [label for label in only(cases.wanted[::step]) for _ in range(P)]
     sets = {
-        "samples": (drawn.images.flatten(0, 1), labels),
-        "training images": (training.images[alike], [true[i] for i in alike]),
+        "samples": (drawn.images[::step].flatten(0, 1), labels),
+        "training images": (training.images, only(training.attributes)),
     }
     options = recipe | {"steps": min(recipe["steps"], CAS_STEPS), "rough": 0.0}
     n = min(len(images) for images, _ in sets.values())  # as many of each
     found = {"images": n, "accuracy": {}}
     for name, (images, attributes) in sets.items():
         student = train_judge(images[:n], attributes[:n], **options)
-        truth = only(cases.attributes)
-        marks = metrics.accuracy(student.read(cases.images), truth, cases.pairs())
+        marks = metrics.accuracy(student.read(test.images), only(test.attributes), test.pairs())
         found["accuracy"][name] = marks
     return found
 

@@ -74,6 +74,17 @@ def test_training_learns_and_repeats_itself():
         assert torch.equal(a, b)
 
 
+def test_labels_that_are_spread_over_all_answers_teach_nothing():
+    scenes = true_scenes(60, 0)
+    options = dict(steps=2, batch_size=8)
+    for smooth in (1.0, 0.5):
+        one, two = (
+            train_judge(scenes.images, labels, smooth=smooth, **options)
+            for labels in (scenes.attributes, scenes.attributes[::-1])
+        )
+        assert torch.equal(one.head.weight, two.head.weight) == (smooth == 1)
+
+
 def test_saved_and_loaded_it_reads_the_same(judge, tmp_path):
     judge.save(tmp_path / "judge")
     again = Judge.load(tmp_path / "judge")

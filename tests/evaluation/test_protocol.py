@@ -52,7 +52,7 @@ def found(judge):
     drawn = Candidates(images, torch.tensor([0.1, 0.2, 0.3, 0.4]).expand(30, 4))
     pipeline = Pipeline(None, None, None, PixelEyes())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(protocol, "CAS_STEPS", 16)
+        patch.setattr(protocol, "CAS_STEPS", 40)
         options = dict(overlap=0.99998, recipe="shapes")
         return protocol.paper_protocol(pipeline, judge, cases, drawn, training, **options)
 
@@ -84,12 +84,13 @@ def test_what_the_training_set_holds_is_taken_out_and_the_rest_measured_again(fo
 
 def test_a_network_taught_by_samples_is_tested_on_true_images(found):
     marks = found["cas"]["accuracy"]
-    assert found["cas"]["images"] == 120, "four samples a caption, as many of the 200 true images"
+    assert found["cas"]["images"] == 60, "four samples for every second caption, as many true ones"
     assert set(marks) == {"samples", "training images"}
     assert "position" not in marks["samples"], "some captions leave it open"
     assert {"shape", "colour", "size", "background", "exact"} == set(marks["samples"])
     for marked in marks.values():
-        assert marked["background"]["share"] > 0.8 and marked["background"]["clusters"] > 8
+        assert marked["exact"]["n"] == 15, "the captions that taught are not tested"
+        assert marked["background"]["share"] > 0.5 and marked["background"]["clusters"] > 8
 
 
 def test_the_page_the_file_and_the_text_say_the_same(found, tmp_path):
@@ -134,3 +135,24 @@ def test_what_cannot_be_measured_is_said():
     bare = Cases(cases.images, cases.captions)
     known = protocol.paper_protocol(seeing, None, bare, drawn, bare, overlap=0.9)
     assert known["overlap"]["removed"] == 3 and "without overlap" not in known
+
+
+def test_training_images_of_the_same_kind_are_compared():
+    some, training = world(8, 1), world(300, 0)
+    kin = protocol.alike(training, some)
+    shown = {name: {a[name] for a in some.attributes} for name in shapes.ATTRIBUTES}
+    assert 0 < len(kin.images) < 300 and len(kin.images) == len(kin.captions)
+    assert all(a[name] in shown[name] for a in kin.attributes for name in shapes.ATTRIBUTES)
+    bare = Cases(training.images, training.captions)
+    assert protocol.alike(bare, some) is bare
+
+
+def test_published_scores_stand_below_those_of_photographs(found):
+    classes = {who: {"class": {"share": 0.5}} for who in ("samples", "training images")}
+    photos = found | {"cas": {"images": 7, "accuracy": classes}}
+    for numbers, published in ((found, False), (photos, True)):
+        title, _, rows = protocol.protocol_tables({"test": numbers})[-1]
+        assert (
+            "classification accuracy score" in title and f"{numbers['cas']['images']} im" in title
+        )
+        assert (["PixelIQN, published", "74.3"] in [row[:2] for row in rows]) == published

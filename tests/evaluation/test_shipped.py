@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minidalle.cli import main
-from minidalle.data import digits, scenes
+from minidalle.data import cifar, digits, scenes
 from minidalle.evaluation.candidates import draw_candidates
 from minidalle.evaluation.judge import Judge
 from minidalle.generate import Pipeline
@@ -15,7 +15,7 @@ from minidalle.stages import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = [name for name in ("mnist", "fashion_mnist", "cifar") if (SHIPPED / name).is_dir()]
-MOST = 6_000_000  # bytes of one preset
+MOST = 6_000_000  # bytes of one preset, its figures aside
 
 
 def test_a_clone_draws_two_digits_without_a_download(tmp_path, monkeypatch, capsys):
@@ -55,10 +55,28 @@ def test_most_scenes_show_two_objects_where_the_caption_wants_them():
     assert sum(marks) >= 22, "of 32; chance is below one"
 
 
+def test_photographs_are_drawn_and_mostly_read_as_asked_where_clip_chooses():
+    folder = SHIPPED / "cifar"
+    pipeline, judge = Pipeline.load(folder), Judge.load(folder / "judge")
+    classes = [names[0] for names in cifar.CLASSES]
+    drawn = draw_candidates(pipeline, [f"a photo of the {name}" for name in classes], 8)
+    read = judge.read(drawn.best())["class"]
+    assert sum(a == b for a, b in zip(read, classes, strict=True)) >= 4, "chance is 1 of 10"
+
+
+def test_the_readme_states_the_accuracy_score_of_photographs():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = json.loads((SHIPPED / "cifar" / "protocol.json").read_text())["test"]["cas"]
+    for who in ("samples", "training images"):
+        assert f"{100 * found['accuracy'][who]['class']['share']:.1f} %" in text
+    assert f"{found['images']:,} samples" in text
+
+
 @pytest.mark.parametrize("name", [*PRESETS, "scenes"])
 def test_they_are_small_whole_and_have_a_log_for_compare(name):
     folder = SHIPPED / name
-    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= MOST
+    files = [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".png"]
+    assert sum(p.stat().st_size for p in files) <= MOST
     for stage in ("dvae", "dalle", "clip"):
         lines = (folder / stage / "log.jsonl").read_text().splitlines()
         assert 10 < len(lines) < 200 and json.loads(lines[-1])["step"] > 100
