@@ -125,7 +125,10 @@ OWN = dict(
     train_clip=dict(steps=400, eval_every=100, lookalikes=0.0, rebuilt=0.0),
 )
 
-# fashion_mnist: as mnist, with clothes, and less than half as long. Not trained here.
+# fashion_mnist: as mnist, with clothes, and less than half as long:
+# `python data/checkpoints/build.py --preset fashion_mnist`; one thread of a busy Xeon with AMX;
+# 1,059 s (dVAE 290, prior 657, CLIP 111 by the logs); 141 codes; exact, seen / held-out:
+# reconstructions 81.2 / 73.4 %, one sample 64.7 / 55.7 %, best of 16 86.7 / 83.6 %.
 FASHION = dict(
     data=dict(name="fashion_mnist"), dvae=dict(tau_steps=6000), train_dvae=dict(steps=6000),
     train_dalle=dict(steps=3000), train_clip=dict(steps=1200),

@@ -29,15 +29,15 @@ N_FEATURES = 96
 N_TRUE = 120_000  # true images that a judge learns from, at most
 # How each data set's judge is trained; those of other data sets as the one of digits.
 REAL = dict(blocks=1, precision="auto")
+PHOTOS = dict(batch_size=256, lr=4e-3, weight_decay=0.05, widths=(24, 48, 96, 128), flip=True,
+              rough=0.2, smooth=0.1, **REAL)  # fmt: skip
 RECIPES = {
     "shapes": dict(steps=2500),
     "scenes": dict(steps=4000, widths=(32, 64, 96, 96), precision="auto"),
     "mnist": dict(steps=8000, lr=3e-3, widths=(16, 32, 64, 96), rough=0.75, **REAL),
-    "fashion_mnist": dict(steps=5000, lr=3e-3, widths=(16, 32, 64, 96), rough=0.75, **REAL),
-    "cifar": dict(
-        steps=2200, batch_size=256, lr=4e-3, weight_decay=0.05, widths=(24, 48, 96, 128),
-        flip=True, rough=0.2, smooth=0.1, **REAL),
-}  # fmt: skip
+    "fashion_mnist": dict(steps=2600, **PHOTOS),
+    "cifar": dict(steps=2200, **PHOTOS),
+}
 
 
 class Judge(nn.Module):
