@@ -13,7 +13,7 @@ READY := .venv/ready
 endif
 BASE := $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if $(shell $(p) -c "import sys; assert sys.version_info >= (3, 11)" 2>/dev/null && echo yes),$(p))))
 # One process a core; the tests of a file, and the cells of a notebook, stay together.
-EACH_CORE := -n auto --dist loadfile
+EACH_CORE := -n auto --dist loadfile --max-worker-restart 0
 
 demo: $(READY)
 	$(PY) -m minidalle demo $(if $(THREADS),--threads $(THREADS))

@@ -18,9 +18,9 @@ LAYOUT = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def group():
-    """A group of this process alone."""
+    """A group of this process, one for all tests: gloo once aborted where many came and went."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield dist.group.WORLD
     dist.destroy_process_group()
